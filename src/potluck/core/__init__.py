@@ -1,0 +1,1 @@
+"""The vocabulary that every other layer speaks: trees, devices, tasks, seeds and errors."""
