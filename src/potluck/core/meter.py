@@ -1,8 +1,8 @@
 """What a piece of work cost, noted on the side: FLOPs, seconds by part, and named figures for the round's record.
 
-A method cannot read clocks. It says ``meter.add_flops(n)``, ``with meter.part("svd"):`` or ``meter.note("residual", r)``;
-whoever runs the method opens a ``Meter`` round the call and reads it afterwards. Without an open meter nothing happens.
-Results never depend on it.
+A method cannot read clocks. It says ``meter.add_flops(n)``, ``with meter.part("svd"):`` or ``meter.note("loss", x)``;
+whoever runs the method opens a ``Meter`` round the call and reads it afterwards. Without an open meter nothing
+happens. Results never depend on it.
 """
 
 from __future__ import annotations

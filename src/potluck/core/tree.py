@@ -142,7 +142,7 @@ def finite(value: Tensor) -> bool:
 def view_bytes(value: Tensor) -> memoryview:
     """The bytes of a tensor, row-major, without a copy where it is contiguous on the CPU."""
     flat = value.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -31,8 +31,8 @@ class Device:
 class Shard:
     """A share of a data set: rows ``index`` of arrays that many shards hold in common and nobody writes to.
 
-    ``images`` (N, ...) uint8 or float32, ``labels`` (N,) int64, ``index`` (n,) int64. ``mean`` and ``deviation`` have the
-    shape of one sample's normalisation, broadcastable to a sample. ``domains`` (N,) int64 names each sample's domain.
+    ``images`` (N, ...) uint8 or float32, ``labels`` (N,) int64, ``index`` (n,) int64. ``mean`` and ``deviation`` are
+    broadcastable to a sample. ``domains`` (N,) int64 names each sample's domain.
     """
 
     images: Tensor
@@ -129,7 +129,7 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """Marks a per-tier option of a method: left out as a whole, it follows these rungs in the order of the tiers' gflops."""
+    """Marks a per-tier option of a method: left out, it follows these rungs in the order of the tiers' gflops."""
 
     rungs: tuple[Any, ...]
 
