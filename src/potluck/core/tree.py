@@ -26,15 +26,15 @@ def is_tree(value: object) -> TypeGuard[Tree]:
 
 
 def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[Path, Any]]:
-    """Yields (path, leaf) in sorted order of the keys. An empty inner node yields nothing."""
+    """Yields (path, leaf) in sorted order of the keys. An empty inner node below the root is a leaf, ``{}``."""
     for key in sorted(tree):
         value = tree[key]
         if not isinstance(key, str) or not key or "/" in key:
             raise ValueError(f"tree key {key!r} under {prefix!r}: expected a non-empty string without '/'")
-        if is_tree(value):
+        if is_tree(value) and value:
             yield from leaves(value, f"{prefix}{key}/")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", dict(value) if is_tree(value) else value
 
 
 def tensors(tree: Tree) -> dict[Path, Tensor]:

@@ -1,0 +1,1 @@
+"""Trees to bytes and back: safetensors frames, the check against a spec, and codecs."""

@@ -1,0 +1,146 @@
+"""One direction of the wire: a chain of lossy codecs, then a frame, then perhaps zstd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import zstandard
+from torch import Tensor
+
+from potluck.core import tree as trees
+from potluck.core.errors import ConfigError, WireError
+from potluck.core.spec import Array, Spec
+from potluck.core.tree import Tree
+from potluck.wire import check, frame
+from potluck.wire.codec import Cast, Codec
+from potluck.wire.frame import Buffer, Header
+from potluck.wire.quantise import Int8
+
+HEADER_ALLOWANCE = 64 * 2**10
+"""Bytes that a header may take beyond what its names need (see Channel.limit)."""
+
+CODECS: dict[str, Codec] = {
+    "float16": Cast("float16", torch.float16),
+    "bfloat16": Cast("bfloat16", torch.bfloat16),
+    "int8": Int8(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One direction of the wire: a chain of lossy codecs, then a frame, then perhaps zstd."""
+
+    lossy: tuple[Codec, ...] = ()
+    zstd_level: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The chain as it stands in a frame's facts."""
+        return [codec.name for codec in self.lossy] + (["zstd"] if self.zstd_level is not None else [])
+
+    def encode(
+        self, tree: Tree, facts: Mapping[str, Any], memory: Tree | None, rng: torch.Generator
+    ) -> tuple[bytearray, dict[str, Any]]:
+        """(frame, new memory). The memory has one node per codec of the chain that remembers."""
+        kept: dict[str, Any] = {}
+        for codec in self.lossy:
+            held = trees.tensors((memory or {}).get(codec.name, {}))
+            found: dict[str, Any] = {}
+            remembered: dict[str, Any] = {}
+            for path, leaf in trees.leaves(tree):
+                found[path] = leaf
+                if isinstance(leaf, Tensor) and leaf.dtype == torch.float32:
+                    found[path], left = codec.encode(leaf, held.get(path), rng)
+                    if left is not None:
+                        remembered[path] = left
+            if remembered:
+                kept[codec.name] = trees.assemble(remembered)
+            tree = trees.assemble(found)
+        made = frame.encode(tree, {**facts, "codec": self.names})
+        return (made if self.zstd_level is None else self._squeeze(made, facts)), kept
+
+    def _squeeze(self, made: bytearray, facts: Mapping[str, Any]) -> bytearray:
+        packed = bytearray(zstandard.ZstdCompressor(level=self.zstd_level or 3).compress(bytes(made)))
+        body = torch.frombuffer(packed, dtype=torch.uint8)
+        return frame.encode({"zstd": body, "raw_bytes": len(made)}, {**facts, "codec": self.names})
+
+    def decode(
+        self, data: Buffer, *, facts: Mapping[str, Any], spec: Spec | None = None, limit: int
+    ) -> tuple[dict[str, Any], Header]:
+        """(tree, header of the innermost frame). Checks facts, chain, spec and finiteness; raises WireError."""
+        header = frame.read_header(data, most_bytes=limit)
+        check.demand_facts(header.facts, {**facts, "codec": self.names})
+        if self.zstd_level is not None:
+            data = self._expand(data, header, limit)
+            header = frame.read_header(data, most_bytes=limit)
+            check.demand_facts(header.facts, {**facts, "codec": self.names})
+        leaves = None if spec is None else self.respec(spec)
+        if leaves is not None:
+            check.demand_spec(header, leaves)
+        tree = frame.tensors_of(data, header)
+        check.demand_finite(tree, leaves)
+        for codec in reversed(self.lossy):
+            tree = _undo(tree, codec)
+        return tree, header
+
+    def _expand(self, data: Buffer, header: Header, limit: int) -> bytearray:
+        raw = header.scalars.get("raw_bytes")
+        if header.entries.keys() != {"zstd"} or type(raw) is not int or not 0 < raw <= limit:
+            raise WireError(f"zstd frame announces {raw!r} bytes, expected at most {limit:,}")
+        packed = bytes(memoryview(data)[header.payload_at :])
+        try:
+            out = zstandard.ZstdDecompressor().decompress(packed, max_output_size=raw)
+        except zstandard.ZstdError as error:
+            raise WireError(f"zstd payload is damaged or larger than announced: {error}") from None
+        if len(out) != raw:
+            raise WireError(f"zstd payload has {len(out):,} bytes, announced {raw:,}")
+        return bytearray(out)
+
+    def respec(self, spec: Spec) -> dict[str, Any]:
+        """What a frame may hold, a leaf by path, given the spec of what the method sees."""
+        leaves: dict[str, Any] = dict(trees.leaves(spec))
+        for codec in self.lossy:
+            sent: dict[str, Any] = {}
+            for path, leaf in leaves.items():
+                if isinstance(leaf, Array) and leaf.dtype == torch.float32:
+                    sent |= {f"{path}/{sub}".rstrip("/"): made for sub, made in codec.respec(leaf).items()}
+                else:
+                    sent[path] = leaf
+            leaves = sent
+        return leaves
+
+    def limit(self, spec: Spec) -> int:
+        """The most bytes that a frame of this spec may have, header included."""
+        leaves = self.respec(spec)
+        names = sum(2 * len(path) + 128 for path in leaves)
+        return sum(leaf.most_bytes() for leaf in leaves.values() if isinstance(leaf, Array)) + names + HEADER_ALLOWANCE
+
+
+def _undo(tree: Tree, codec: Codec) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in tree.items():
+        if trees.is_tree(value):
+            made[key] = codec.decode(value) if codec.name in value else _undo(value, codec)
+        else:
+            made[key] = value
+    return made
+
+
+def make_channel(names: Sequence[Any], *, direction: str) -> Channel:
+    """The channel of a list such as ``["int8", "zstd"]``. Raises ConfigError naming key, value and remedy."""
+    known = CODECS
+    key = f"wire.{direction}"
+    for name in names:
+        if name != "zstd" and name not in known:
+            raise ConfigError(f"{key} holds {name!r}: expected some of {', '.join([*known, 'zstd'])}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{key} = {list(names)}: each codec at most once")
+    if "zstd" in names and names[-1] != "zstd":
+        raise ConfigError(f"{key} = {list(names)}: zstd comes last, since it packs the finished bytes")
+    lossy = tuple(known[name] for name in names if name != "zstd")
+    if len(lossy) > 1:
+        raise ConfigError(f"{key} = {list(names)}: one of {', '.join(known)} at a time")
+    return Channel(lossy, 3 if "zstd" in names else None)

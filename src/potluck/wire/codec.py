@@ -1,0 +1,59 @@
+"""Codecs: lossy steps between a method's tree and its frame.
+
+A codec replaces a float32 tensor ``w`` by a node ``{NAME: ..., ...}``; everything else (integers, bools, float64) passes
+exactly. What a codec remembers (a residual) goes in and comes out as a tensor; none hides in an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potluck.core import tree as trees
+from potluck.core.errors import WireError
+from potluck.core.spec import Array
+from potluck.core.tree import Tree
+
+
+class Codec(Protocol):
+    """A lossy step on float32 tensors."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the experiment file and in frames."""
+
+    def encode(self, value: Tensor, memory: Tensor | None, rng: torch.Generator) -> tuple[Tree | Tensor, Tensor | None]:
+        """(what is sent, what is remembered until the next merged round)."""
+
+    def decode(self, node: Mapping[str, Any]) -> Tensor:
+        """The tensor that the receiver sees."""
+
+    def respec(self, leaf: Array) -> Mapping[str, Array]:
+        """What a receiver may find instead of a float32 tensor: sub-path -> spec; "" is the tensor's own path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """float16 or bfloat16: half the bytes. float16 overflows above 65,504, which is an error."""
+
+    name: str
+    dtype: torch.dtype
+
+    def encode(self, value: Tensor, memory: Tensor | None, rng: torch.Generator) -> tuple[Tree, None]:
+        cast = value.to(self.dtype)
+        if not trees.finite(cast):
+            raise WireError(f"{self.name}: a value beyond {torch.finfo(self.dtype).max:,.0f}; use bfloat16")
+        return {self.name: cast}, None
+
+    def decode(self, node: Mapping[str, Any]) -> Tensor:
+        sent = node[self.name]
+        if not isinstance(sent, Tensor):
+            raise WireError(f"{self.name}: expected a tensor")
+        return sent.to(torch.float32)
+
+    def respec(self, leaf: Array) -> Mapping[str, Array]:
+        return {self.name: replace(leaf, dtype=self.dtype)}

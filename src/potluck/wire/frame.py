@@ -1,0 +1,199 @@
+"""A frame is a safetensors buffer: 8 bytes N, N bytes of JSON header, then the tensors' bytes, nothing else.
+
+Tree paths are the tensor names. Everything that is not a tensor stands as canonical JSON in the header's metadata,
+under the one key ``potluck``: {"format", "scalars": {path: value}, ...facts of the sender}. Any safetensors reader can
+read it.
+
+The buffer is written here, not by the safetensors package: joining memory views costs one copy of the payload, which
+measured 15 times faster than ``safetensors.torch.save`` at 9 MB. A test holds the two formats together, both ways.
+Nothing is allocated for a tensor before the whole header has been checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potluck.core import tree as trees
+from potluck.core.errors import WireError
+from potluck.core.tree import Tree
+
+Buffer = bytes | bytearray | memoryview
+FORMAT = 1
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MOST_HEADER_BYTES = 8 * 2**20
+MOST_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Where one tensor stands in the payload: bytes [start, stop)."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A frame's checked header: ``facts`` of the sender, scalars by path, tensors by path, start of the payload."""
+
+    facts: Mapping[str, Any]
+    scalars: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+    payload_at: int
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return max((entry.stop for entry in self.entries.values()), default=0)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
+    """The frame of a tree. ``facts`` (JSON values) go into the metadata beside the scalars."""
+    found = sorted(trees.tensors(tree).items(), key=lambda item: (-item[1].element_size(), item[0]))
+    meta = {**(facts or {}), "format": FORMAT, "scalars": trees.scalars(tree)}
+    head: dict[str, Any] = {"__metadata__": {"potluck": canonical(meta)}}
+    parts: list[Buffer] = []
+    at = 0
+    for path, value in found:
+        size = value.numel() * value.element_size()
+        head[path] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [at, at + size]}
+        parts.append(trees.view_bytes(value))
+        at += size
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return bytearray(b"").join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def read_header(frame: Buffer, *, most_bytes: int | None = None) -> Header:
+    """The header of a frame, wholly checked against the frame's length. Raises WireError; allocates no tensor."""
+    data = memoryview(frame)
+    if most_bytes is not None and len(data) > most_bytes:
+        raise WireError(f"{len(data):,} bytes, expected at most {most_bytes:,}")
+    if len(data) < 8:
+        raise WireError(f"{len(data)} bytes are no frame: expected at least 8")
+    size = int.from_bytes(data[:8], "little")
+    if size > MOST_HEADER_BYTES or 8 + size > len(data):
+        raise WireError(f"header of {size:,} bytes in a frame of {len(data):,}: truncated or oversized")
+    head = _json(bytes(data[8 : 8 + size]), "header")
+    meta = head.pop("__metadata__", None)
+    if not isinstance(meta, dict) or not isinstance(meta.get("potluck"), str):
+        raise WireError('metadata without the key "potluck": not a frame of ours')
+    facts = _json(meta["potluck"].encode(), "metadata")
+    if facts.pop("format", None) != FORMAT:
+        raise WireError(f"another format version than {FORMAT}: upgrade Potluck on one of the two sides")
+    scalars = facts.pop("scalars", None)
+    if not isinstance(scalars, dict):
+        raise WireError("metadata without scalars")
+    entries = {name: _entry(name, value) for name, value in head.items()}
+    _demand_gapless(entries, len(data) - 8 - size)
+    for path in [*scalars, *entries]:
+        _demand_path(path)
+    return Header(facts=facts, scalars=scalars, entries=entries, payload_at=8 + size)
+
+
+def tensors_of(frame: Buffer, header: Header) -> dict[str, Any]:
+    """The tree of a frame whose header has been checked. Tensors are views of ``frame`` where that is writable."""
+    data = memoryview(frame)
+    own = bytearray(data) if data.readonly else frame
+    by_path: dict[str, Any] = dict(header.scalars)
+    for path, entry in header.entries.items():
+        by_path[path] = _tensor(own, header.payload_at, entry)
+    try:
+        return trees.assemble(by_path)
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def decode(frame: Buffer, *, most_bytes: int | None = None) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """(tree, facts) of a frame that stands by itself, such as a file of the run folder."""
+    header = read_header(frame, most_bytes=most_bytes)
+    return tensors_of(frame, header), header.facts
+
+
+def _tensor(own: Buffer, payload_at: int, entry: Entry) -> Tensor:
+    if entry.start == entry.stop:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    count = (entry.stop - entry.start) // entry.dtype.itemsize
+    return torch.frombuffer(own, dtype=entry.dtype, count=count, offset=payload_at + entry.start).view(entry.shape)
+
+
+def _json(text: bytes, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise WireError(f"{what} names a key twice")
+        return made
+
+    def no_constant(name: str) -> float:
+        raise WireError(f"{what} holds {name}: expected finite numbers")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, WireError):
+            raise
+        raise WireError(f"{what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise WireError(f"{what} is not a JSON object")
+    return value
+
+
+def _demand_path(path: str) -> None:
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise WireError("expected names joined by single slashes, without '.' or '..'", tensor=path[:80])
+
+
+def _entry(name: str, value: Any) -> Entry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise WireError("expected dtype, shape and data_offsets", tensor=name[:80])
+    dtype, shape, offsets = DTYPES.get(str(value["dtype"])), value["shape"], value["data_offsets"]
+    if dtype is None:
+        raise WireError(f"unknown dtype {str(value['dtype'])[:20]!r}", tensor=name[:80])
+    if not (_naturals(shape) and len(shape) <= MOST_DIMENSIONS and _naturals(offsets) and len(offsets) == 2):
+        raise WireError("expected a shape and offsets of natural numbers", tensor=name[:80])
+    start, stop = offsets
+    if stop - start != math.prod(shape) * dtype.itemsize or start % dtype.itemsize:
+        raise WireError(f"shape {tuple(shape)} does not fill bytes {start} to {stop}", tensor=name[:80])
+    return Entry(dtype=dtype, shape=tuple(shape), start=start, stop=stop)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
+
+
+def _demand_gapless(entries: Mapping[str, Entry], payload: int) -> None:
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != at:
+            raise WireError(f"starts at byte {entry.start}, expected {at}: overlap or hole", tensor=name[:80])
+        at = entry.stop
+    if at != payload:
+        raise WireError(f"the tensors fill {at:,} bytes, the frame holds {payload:,}: truncated or padded")
