@@ -1,0 +1,125 @@
+"""The nets that an experiment can name, and the door for a net of one's own.
+
+``model.name`` is a key of ``MODELS`` or ``"package.module:function"``; such a function takes (shape, classes) and
+returns an ``nn.Module``. Every net of the zoo takes any image of at least 8x8 with any number of channels and classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from potluck.core.errors import ModelError
+from potluck.models.norms import NORMS
+from potluck.models.plain import make_plain
+from potluck.models.resnet import make_resnet
+
+Shape = tuple[int, ...]
+Maker = Callable[[str, Shape, int, str], nn.Module]
+SMALLEST_SIDE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A net of the zoo: one line about it, what kind it is, and its maker (name, shape, classes, norm) -> net."""
+
+    line: str
+    make: Maker
+    kind: Literal["any", "ode", "deq"] = "any"
+    rows: bool = False
+    """Whether the net also takes feature rows, of shape (features,)."""
+
+
+def _cifar(depth: int, parameters: str) -> Entry:
+    return Entry(line=f"residual net of depth {depth}, widths 16/32/64; {parameters} parameters", make=make_resnet)
+
+
+MODELS: dict[str, Entry] = {
+    "mlp": Entry(line="two hidden layers of 200; images or feature rows; no norms", make=make_plain, rows=True),
+    "lenet": Entry(line="LeNet-5; 44,426 parameters on 1x28x28; no norms", make=make_plain),
+    "cnn": Entry(line="two 5x5 convolutions, dense 512; 1,663,370 parameters on 1x28x28; no norms", make=make_plain),
+    "cnn-2m": Entry(
+        line="four 3x3 convolutions, dense 512; 2,168,362 parameters on 3x32x32; no norms", make=make_plain
+    ),
+    "resnet8": _cifar(8, "75,290"),
+    "resnet20": _cifar(20, "269,722"),
+    "resnet32": _cifar(32, "464,154"),
+    "resnet44": _cifar(44, "658,586"),
+    "resnet56": _cifar(56, "853,018"),
+    "resnet110": _cifar(110, "1,727,962"),
+    "resnet18": Entry(line="residual net, widths 64 to 512, 3x3 stem; 11,173,962 parameters", make=make_resnet),
+    "resnet34": Entry(line="residual net, widths 64 to 512, 3x3 stem; 21,282,122 parameters", make=make_resnet),
+    # Weight-tied nets (ode.py, deq.py) stand here.
+}
+
+
+def describe() -> list[tuple[str, str]]:
+    """(name, line) of every net, in the order of the zoo; parameter counts are for 10 classes."""
+    return [(name, entry.line) for name, entry in MODELS.items()]
+
+
+def make(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
+    """A fresh net for samples of ``shape`` (C, H, W) or (features,), drawn from torch's global generator.
+
+    ModelError if there is no such net, the norm is unknown, or the shape does not suit the net. A net of one's own
+    chooses its own norms.
+    """
+    if ":" in name:
+        return _import(name, shape, classes)
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ', or "package.module:function"'
+        raise ModelError(f'model.name = "{name}": expected one of {", ".join(MODELS)}{hint}')
+    if norm not in NORMS:
+        raise ModelError(f'model.norm = "{norm}": expected one of {", ".join(NORMS)}')
+    entry = MODELS[name]
+    _demand_fit(name, entry, shape, classes)
+    return entry.make(name, shape, classes, norm)
+
+
+def _demand_fit(name: str, entry: Entry, shape: Shape, classes: int) -> None:
+    if classes < 1:
+        raise ModelError(f'model.name = "{name}": {classes} classes; expected at least one')
+    if min(shape, default=0) < 1 or len(shape) not in (1, 3):
+        raise ModelError(f"samples of shape {shape}: expected (channels, height, width) or (features,)")
+    if len(shape) == 1 and not entry.rows:
+        takers = ", ".join(other for other, found in MODELS.items() if found.rows)
+        raise ModelError(f'model.name = "{name}" takes images, and the samples are rows of {shape[0]}: choose {takers}')
+    if len(shape) == 3 and min(shape[1:]) < SMALLEST_SIDE:
+        least = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
+        raise ModelError(f'model.name = "{name}": images are {shape[1]}x{shape[2]}; expected at least {least}')
+
+
+def _import(name: str, shape: Shape, classes: int) -> nn.Module:
+    """The net of ``package.module:function``. Exceptions that the user's own code raises pass unchanged."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise ModelError(f'model.name = "{name}": expected "package.module:function"')
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise ModelError(
+            f'model.name = "{name}": no module {error.name!r}; run from the folder that holds it, or install it'
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(function_name, found, n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise ModelError(f'model.name = "{name}": {module_name} has no function {function_name!r}{hint}')
+    net = function(shape, classes)
+    if not isinstance(net, nn.Module):
+        raise ModelError(f'model.name = "{name}" returned {type(net).__name__}: expected a torch.nn.Module')
+    return net
+
+
+def count_parameters(net: nn.Module) -> int:
+    """How many numbers the parameters hold (buffers not counted)."""
+    return sum(weight.numel() for weight in net.parameters())
