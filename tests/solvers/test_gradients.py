@@ -206,3 +206,20 @@ def test_the_tail_holds_the_iterates_before_the_value():
     assert len(found.tail) == 3
     assert all(torch.equal(a, b) for a, b in zip((*found.tail, found.value), states[2:], strict=True))
     assert all(state.requires_grad for state in found.tail)
+
+
+@pytest.mark.parametrize("gradient", [Unroll(), JFB(), Phantom(steps=3), IFT(steps=4)])
+@pytest.mark.parametrize("damping", [1.0, 0.5])
+def test_autocast_keeps_the_iterate_wide_and_the_gradient_whole(gradient, damping):
+    # Casts of the weights that were made without a graph, in the solver part, must not serve the tail.
+    W, x = random(D, D, seed=7).float() / 5, random(3, D, seed=8).float()
+    found = []
+    for enabled in (False, True):
+        weight = W.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            solver = FixedPoint(damping=damping)
+            z = solve(lambda z, w=weight: (z + x) @ w, torch.zeros(3, D), solver=solver, gradient=gradient, steps=8)
+        assert z.value.dtype == torch.float32
+        z.value.square().sum().backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.02 * float(found[0].abs().max()))

@@ -167,7 +167,7 @@ def iterate(
     residual_B = torch.full_like(steps_B, torch.inf, dtype=torch.float32)
     done = 0
     while done < steps and (tol is None or bool(active_B.any())):
-        f_z = f(z)
+        f_z = f(z).to(z0.dtype)  # under autocast f may return fewer bits than the iterate has
         assert f_z.shape == z.shape, f"f: expected a result of shape {tuple(z.shape)}, got {tuple(f_z.shape)}"
         done += 1
         found_B, sound_B = _measure(z, f_z, scale_B)
