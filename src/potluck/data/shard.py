@@ -1,0 +1,197 @@
+"""From a data set to shares: the public one, the server's, each device's, and the test data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from potluck.core import seeds
+from potluck.core.errors import DataError
+from potluck.core.types import Shard
+from potluck.data.dataset import Dataset, stratified, without
+from potluck.data.domains import rotated
+from potluck.data.files import with_files
+from potluck.data.partition import partition
+from potluck.data.spec import Domains, Files, PartitionSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Who has what. No training sample is in two of ``train``, ``public`` and ``held`` (the server's).
+
+    ``test`` is all held-out data; ``tests`` are the devices' own, where the partition ``files`` brings them.
+    """
+
+    train: tuple[Shard, ...]
+    public: Shard | None
+    held: Shard | None
+    test: Shard
+    tests: tuple[Shard, ...] | None
+
+
+def share_out(
+    dataset: Dataset,
+    spec: PartitionSpec,
+    *,
+    devices: int,
+    seed: int,
+    public: float,
+    server_samples: int,
+    normalise: bool,
+    limit: int,
+) -> Shares:
+    """The shares of an experiment; a pure function of its arguments.
+
+    First ``limit`` cuts the training data (0: all), then the ``public`` fraction and ``server_samples`` are set aside,
+    each class (and domain, and file) giving its part, and the rest is partitioned. All shards hold the same tensors.
+    Raises DataError if the data do not suffice, or do not fit.
+    """
+    _check(public, server_samples, limit)
+    arranged, tests = _arranged(dataset, spec, devices, seed, limit)
+    public_rows, server_rows = _set_aside(arranged, spec, seed, public, server_samples)
+    rest = without(len(arranged.x_train), torch.cat([public_rows, server_rows]))
+    parts = partition(arranged, spec, devices, seed, rest)
+    mean, deviation = moments(arranged.x_train) if normalise else _neutral(arranged.x_train)
+    train = Shard(
+        images=arranged.x_train,
+        labels=arranged.y_train,
+        index=rest,
+        mean=mean,
+        deviation=deviation,
+        classes=arranged.classes,
+        domains=arranged.domain_train,
+    )
+    test = replace(
+        train,
+        images=arranged.x_test,
+        labels=arranged.y_test,
+        index=torch.arange(len(arranged.x_test), dtype=torch.int64),
+        domains=arranged.domain_test,
+    )
+    return Shares(
+        train=tuple(replace(train, index=part) for part in parts),
+        public=replace(train, index=public_rows) if len(public_rows) else None,
+        held=replace(train, index=server_rows) if len(server_rows) else None,
+        test=test,
+        tests=None if tests is None else tuple(replace(test, index=rows) for rows in tests),
+    )
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, (C, 1, 1), or of each feature, (features,), float32.
+
+    Bytes count as value / 255. A channel that hardly varies gets the deviation 1, so that nothing is divided by zero.
+    """
+    mean, deviation = _of_bytes(x) if x.dtype == torch.uint8 else _of_floats(x)
+    varies = deviation > 1e-6 * (1e-6 + mean.abs())
+    return _per_sample(mean, x), _per_sample(torch.where(varies, deviation, torch.ones_like(deviation)), x)
+
+
+def _over(x: Tensor) -> tuple[int, ...]:
+    """All axes but that of the channels or features."""
+    return (0, 2, 3) if x.ndim == 4 else (0,)
+
+
+def _of_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation in whole numbers up to the last step: the same on every machine, whatever its threads."""
+    count = x.numel() // x.shape[1]
+    total, squares = (torch.zeros(x.shape[1], dtype=torch.int64) for _ in range(2))
+    for part in torch.split(x, 2048):  # in slices: never a wide copy of all the data
+        wide = part.to(torch.int64)
+        total += wide.sum(dim=_over(x))
+        squares += wide.square_().sum(dim=_over(x))
+    pairs = list(zip(total.tolist(), squares.tolist(), strict=True))
+    mean = [s / (255 * count) for s, _ in pairs]
+    deviation = [math.sqrt(count * q - s * s) / (255 * count) for s, q in pairs]
+    return torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64)
+
+
+def _of_floats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation in two passes, in float64."""
+    count = x.numel() // x.shape[1]
+    total, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(2))
+    for part in torch.split(x, 2048):
+        total += part.to(torch.float64).sum(dim=_over(x))
+    mean = total / count
+    for part in torch.split(x, 2048):
+        squares += part.to(torch.float64).sub_(mean.reshape(-1, *[1] * (x.ndim - 2))).square_().sum(dim=_over(x))
+    return mean, (squares / count).sqrt()
+
+
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """One value per channel or feature, float32, in a shape that broadcasts to a sample."""
+    return values.to(torch.float32).reshape(-1, *[1] * (x.ndim - 2)).contiguous()
+
+
+def _neutral(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _per_sample(torch.zeros(x.shape[1]), x), _per_sample(torch.ones(x.shape[1]), x)
+
+
+def _check(public: float, server_samples: int, limit: int) -> None:
+    if not 0.0 <= public < 1.0:
+        raise DataError(f"public = {public}, expected a share of the training data from 0 to below 1.")
+    if server_samples < 0:
+        raise DataError(f"server_samples = {server_samples}, expected 0 or more.")
+    if limit < 0:
+        raise DataError(f"limit = {limit}, expected 0 (all training samples) or more.")
+
+
+def _arranged(
+    dataset: Dataset, spec: PartitionSpec, devices: int, seed: int, limit: int
+) -> tuple[Dataset, list[Tensor] | None]:
+    """The data set after ``limit``, rotation and files; and the devices' own test positions."""
+    if limit and isinstance(spec, Files):
+        raise DataError(f"limit = {limit} does not go with partition 'files': set limit = 0 and shorten the files.")
+    if limit:
+        dataset = _limited(dataset, limit)
+    if isinstance(spec, Domains) and spec.rotate:
+        return rotated(dataset, spec, seed), None
+    if isinstance(spec, Files):
+        return with_files(dataset, spec, devices)
+    return dataset, None
+
+
+def _limited(dataset: Dataset, limit: int) -> Dataset:
+    """The data set with its first training samples only."""
+    y = dataset.y_train[:limit]
+    if int(y.min()) == int(y.max()):
+        raise DataError(
+            f"limit = {limit} leaves only class {int(y[0])} of {dataset.name!r}, expected two classes at least: raise "
+            "limit, or shuffle the data."
+        )
+    return replace(
+        dataset,
+        x_train=dataset.x_train[:limit].clone(),  # what is shared between processes is the whole storage
+        y_train=y.clone(),
+        domain_train=None if dataset.domain_train is None else dataset.domain_train[:limit].clone(),
+        owner_train=None if dataset.owner_train is None else dataset.owner_train[:limit].clone(),
+    )
+
+
+def _set_aside(
+    dataset: Dataset, spec: PartitionSpec, seed: int, public: float, server_samples: int
+) -> tuple[Tensor, Tensor]:
+    """The positions of the public and of the server's samples."""
+    count = len(dataset.x_train)
+    public_count = max(1, round(public * count)) if public else 0
+    if public_count + server_samples >= count:
+        raise DataError(
+            f"public = {public} and server_samples = {server_samples} take {public_count + server_samples} of {count} "
+            "training samples, so the devices would have none: lower them, or raise limit."
+        )
+    strata = dataset.y_train.clone()
+    if dataset.domain_train is not None:
+        strata += dataset.classes * dataset.domain_train
+    if isinstance(spec, Files) and dataset.owner_train is not None:
+        strata += dataset.classes * (1 + _top(dataset.domain_train)) * dataset.owner_train
+    public_rows = stratified(strata, public_count, seeds.generator(seed, 0, seeds.SERVER, "public"))
+    rest = without(count, public_rows)
+    picks = stratified(strata[rest], server_samples, seeds.generator(seed, 0, seeds.SERVER, "server samples"))
+    return public_rows, rest[picks]
+
+
+def _top(domain: Tensor | None) -> int:
+    return 0 if domain is None else int(domain.max())
