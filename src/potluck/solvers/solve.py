@@ -111,16 +111,16 @@ def solve(
     value = tail.z if adjoint is None else implicit(tail.z, start, partial(_solve_adjoint, adjoint))
     return Solution(
         value=value,
-        result=_results(part, tail, tol),
-        steps_B=part.steps_B + length,
+        result=_results(part.samples, tail.samples, tol),
+        steps_B=part.samples.steps_B + length,
         evaluations=part.evaluations + length,
-        residual_B=tail.residual_B,
+        residual_B=tail.samples.residual_B,
         grad_steps=length,
         tail=tail.states,
     )
 
 
-def _results(part: Iteration, tail: Iteration, tol: float | None) -> Tensor:
+def _results(part: Samples, tail: Samples, tol: float | None) -> Tensor:
     result_B = torch.full_like(tail.steps_B, Result.OK, dtype=torch.int8)
     if tol is not None:
         met_B = part.met_B | (tail.residual_B <= tol)
@@ -134,16 +134,38 @@ def _solve_adjoint(ift: IFT, transposed: Map, v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Iteration:
-    """What the loop returns: the iterate, the iterates before it, and what became of each sample."""
+class Samples:
+    """What became of each sample so far: evaluations, the last residual, whether it met the tolerance, was finite."""
 
-    z: Tensor
-    states: tuple[Tensor, ...]
-    evaluations: int
     steps_B: Tensor
     residual_B: Tensor
     met_B: Tensor
     finite_B: Tensor
+
+    def active(self) -> Tensor:
+        """Which samples still move (B,)."""
+        return self.finite_B & ~self.met_B
+
+    def after(self, residual_B: Tensor, sound_B: Tensor, tol: float | None) -> Samples:
+        """The tally after one more evaluation; a sample that no longer moves keeps its own."""
+        active_B = self.active()
+        met_B = self.met_B if tol is None else self.met_B | (active_B & sound_B & (residual_B <= tol))
+        return Samples(
+            steps_B=self.steps_B + active_B,
+            residual_B=torch.where(active_B, residual_B, self.residual_B),
+            met_B=met_B,
+            finite_B=self.finite_B & (sound_B | ~active_B),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Iteration:
+    """What the loop returns: the iterate, those between the start and it (if recorded), and the samples' tally."""
+
+    z: Tensor
+    states: tuple[Tensor, ...]
+    evaluations: int
+    samples: Samples
 
 
 def iterate(
@@ -160,39 +182,33 @@ def iterate(
 
     ``scale_B`` replaces ‖f(z)‖ in the residual. ``record`` keeps the iterates between ``z0`` and the last.
     """
-    z, state, states = z0, solver.init(z0), []
-    active_B = torch.ones(len(z0), dtype=torch.bool, device=z0.device)
-    finite_B, met_B = active_B, ~active_B
-    steps_B = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
-    residual_B = torch.full_like(steps_B, torch.inf, dtype=torch.float32)
-    done = 0
-    while done < steps and (tol is None or bool(active_B.any())):
+    z, state, states, done = z0, solver.init(z0), [], 0
+    samples = _fresh(z0)
+    while done < steps and (tol is None or bool(samples.active().any())):
         f_z = f(z).to(z0.dtype)  # under autocast f may return fewer bits than the iterate has
         assert f_z.shape == z.shape, f"f: expected a result of shape {tuple(z.shape)}, got {tuple(f_z.shape)}"
         done += 1
-        found_B, sound_B = _measure(z, f_z, scale_B)
-        moving_B = active_B & sound_B
+        residual_B, sound_B = _measure(z, f_z, scale_B)
+        moving_B = samples.active() & sound_B
         whole = bool(moving_B.all())
         if not whole:  # a value that is not finite must not enter the solver's state
             f_z = torch.where(_like(sound_B, z), f_z, z)
-        stepped, state = solver.step(state, z, f_z, found_B)
+        stepped, state = solver.step(state, z, f_z, residual_B)
+        # A sample that meets the tolerance here still takes the step it has paid for.
         z = stepped if whole else torch.where(_like(moving_B, z), stepped, z)
+        samples = samples.after(residual_B, sound_B, tol)
         if record and done < steps:
             states.append(z)
-        steps_B = steps_B + active_B
-        residual_B = torch.where(active_B, found_B, residual_B)
-        finite_B = finite_B & (sound_B | ~active_B)
-        if tol is not None:
-            met_B = met_B | (moving_B & (found_B <= tol))
-        active_B = moving_B & ~met_B
-    return Iteration(
-        z=z,
-        states=tuple(states),
-        evaluations=done,
+    return Iteration(z=z, states=tuple(states), evaluations=done, samples=samples)
+
+
+def _fresh(z0: Tensor) -> Samples:
+    steps_B = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
+    return Samples(
         steps_B=steps_B,
-        residual_B=residual_B,
-        met_B=met_B,
-        finite_B=finite_B,
+        residual_B=torch.full_like(steps_B, torch.inf, dtype=torch.float32),
+        met_B=steps_B != 0,
+        finite_B=steps_B == 0,
     )
 
 
