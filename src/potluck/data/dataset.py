@@ -126,8 +126,8 @@ def dataset(
     owner_train: Tensor | None = None,
 ) -> Dataset:
     """A checked data set whose source brings its own test data; ``classes`` left out is the largest label plus one."""
-    _check_lengths(name, "training", len(x_train), y=y_train, domain=domain_train, id=owner_train)
-    _check_lengths(name, "test", len(x_test), y=y_test, domain=domain_test)
+    _check_lengths(name, "training ", len(x_train), y=y_train, domain=domain_train, id=owner_train)
+    _check_lengths(name, "test ", len(x_test), y=y_test, domain=domain_test)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
             f"{name}: training samples have shape {tuple(x_train.shape[1:])} and test samples "
@@ -163,7 +163,7 @@ def split_dataset(
     owner: Tensor | None = None,
 ) -> Dataset:
     """A checked data set of a source without test data: a fixed, stratified fifth is held out."""
-    _check_lengths(name, "all", len(x), y=y, domain=domain, id=owner)
+    _check_lengths(name, "", len(x), y=y, domain=domain, id=owner)
     if len(x) < 5:
         raise DataError(f"{name}: {len(x)} samples, expected at least 5, a fifth of which is held out for testing.")
     _classes(name, y, y, classes)
@@ -193,16 +193,18 @@ def _check_lengths(
     name: str, part: str, count: int, *, y: Tensor, domain: Tensor | None = None, id: Tensor | None = None
 ) -> None:
     if count == 0:
-        raise DataError(f"{name}: no {part} samples, expected at least one.")
+        raise DataError(f"{name}: no {part}samples, expected at least one.")
     for what, column in (("labels", y), ("domains", domain), ("ids", id)):
         if column is not None and len(column) != count:
-            raise DataError(f"{name}: {count} {part} samples but {len(column)} {what}, expected one for each sample.")
+            raise DataError(f"{name}: {count} {part}samples but {len(column)} {what}, expected one for each sample.")
 
 
 def _classes(name: str, y_train: Tensor, y_test: Tensor, given: int | None) -> int:
     """The number of classes; both label columns must fit it."""
     top = int(y_train.max())
     classes = top + 1 if given is None else given
+    if int(y_train.min()) == top:
+        raise DataError(f"{name}: all training samples are of class {top}, expected at least two classes.")
     if given is None and top >= len(y_train):
         raise DataError(
             f"{name}: label {top} among {len(y_train)} training samples, expected labels 0..classes-1: renumber them."
@@ -213,6 +215,4 @@ def _classes(name: str, y_train: Tensor, y_test: Tensor, given: int | None) -> i
                 f"{name}: the {part} data hold label {int(y.max())}, which is out of range: expected 0..{classes - 1} "
                 f"for {classes} classes."
             )
-    if int(y_train.min()) == top:
-        raise DataError(f"{name}: all training samples are of class {top}, expected at least two classes.")
     return classes

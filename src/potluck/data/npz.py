@@ -28,10 +28,12 @@ def read(path: Path, column: str | None = None) -> Dataset:
 def arrays(path: Path) -> dict[str, Array]:
     """All arrays of an npz file, by name."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream:  # numpy leaves a file open that it opened itself and cannot read
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds a single array, expected an npz file: write it with numpy.savez.")
-            return {name: archive[name] for name in archive.files}
+            with archive:
+                return {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if isinstance(error, DataError):
             raise

@@ -95,7 +95,7 @@ def read_shard(
     return shard
 
 
-def _content(shard: Shard) -> dict[str, Array]:
+def _content(shard: Shard) -> dict[str, Any]:
     """The share's arrays, by the names they have in a file, little-endian."""
     found = {
         "x": shard.images[shard.index],
