@@ -77,6 +77,13 @@ class Integers:
     optional: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A node in one of several forms, a leaf by path each: a pair of factors, or a dense tensor."""
+
+    choices: tuple[Mapping[str, Leaf], ...]
+
+
 Leaf = Array | Number | Exactly | Integers
 Spec = Mapping[str, Any]
 

@@ -134,6 +134,11 @@ class Ladder:
     rungs: tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NetChoice:
+    """Marks a per-tier option that names the net of each tier; left out, every tier has the net of ``[model]``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What a method may know of the experiment before it runs, to refuse what cannot work."""

@@ -1,0 +1,1 @@
+"""Engines carry frames between the one round loop and the devices."""

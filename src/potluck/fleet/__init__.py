@@ -1,0 +1,1 @@
+"""Who is in the fleet, who takes part in a round, and how long bytes and work take."""

@@ -1,0 +1,15 @@
+"""The methods, one paper a file. A new method is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from potluck.methods.fedavg import FedAvg
+from potluck.methods.fedprox import FedProx
+from potluck.methods.local import Local
+
+METHODS: dict[str, type[Any]] = {
+    "local": Local,
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potluck.core import tree as trees
 from potluck.core.errors import ConfigError, WireError
-from potluck.core.spec import Array, Spec
+from potluck.core.spec import Array, OneOf, Spec
 from potluck.core.tree import Tree
 from potluck.wire import check, frame
 from potluck.wire.codec import Cast, Codec
@@ -41,10 +41,8 @@ class Channel:
         """The chain as it stands in a frame's facts."""
         return [codec.name for codec in self.lossy] + (["zstd"] if self.zstd_level is not None else [])
 
-    def encode(
-        self, tree: Tree, facts: Mapping[str, Any], memory: Tree | None, rng: torch.Generator
-    ) -> tuple[bytearray, dict[str, Any]]:
-        """(frame, new memory). The memory has one node per codec of the chain that remembers."""
+    def compress(self, tree: Tree, memory: Tree | None, rng: torch.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the tree that is sent, new memory). The memory has one node per codec of the chain that remembers."""
         kept: dict[str, Any] = {}
         for codec in self.lossy:
             held = trees.tensors((memory or {}).get(codec.name, {}))
@@ -59,8 +57,12 @@ class Channel:
             if remembered:
                 kept[codec.name] = trees.assemble(remembered)
             tree = trees.assemble(found)
+        return dict(tree), kept
+
+    def pack(self, tree: Tree, facts: Mapping[str, Any]) -> bytearray:
+        """The frame of a compressed tree."""
         made = frame.encode(tree, {**facts, "codec": self.names})
-        return (made if self.zstd_level is None else self._squeeze(made, facts)), kept
+        return made if self.zstd_level is None else self._squeeze(made, facts)
 
     def _squeeze(self, made: bytearray, facts: Mapping[str, Any]) -> bytearray:
         packed = bytearray(zstandard.ZstdCompressor(level=self.zstd_level or 3).compress(bytes(made)))
@@ -103,20 +105,36 @@ class Channel:
         """What a frame may hold, a leaf by path, given the spec of what the method sees."""
         leaves: dict[str, Any] = dict(trees.leaves(spec))
         for codec in self.lossy:
-            sent: dict[str, Any] = {}
-            for path, leaf in leaves.items():
-                if isinstance(leaf, Array) and leaf.dtype == torch.float32:
-                    sent |= {f"{path}/{sub}".rstrip("/"): made for sub, made in codec.respec(leaf).items()}
-                else:
-                    sent[path] = leaf
-            leaves = sent
+            leaves = _sent_by(codec, leaves)
         return leaves
 
     def limit(self, spec: Spec) -> int:
         """The most bytes that a frame of this spec may have, header included."""
-        leaves = self.respec(spec)
-        names = sum(2 * len(path) + 128 for path in leaves)
-        return sum(leaf.most_bytes() for leaf in leaves.values() if isinstance(leaf, Array)) + names + HEADER_ALLOWANCE
+        return _most_bytes(self.respec(spec)) + HEADER_ALLOWANCE
+
+
+def _sent_by(codec: Codec, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    sent: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, OneOf):
+            sent[path] = OneOf(tuple(_sent_by(codec, choice) for choice in leaf.choices))
+        elif isinstance(leaf, Array) and leaf.dtype == torch.float32:
+            sent |= {f"{path}/{sub}".rstrip("/"): made for sub, made in codec.respec(leaf).items()}
+        else:
+            sent[path] = leaf
+    return sent
+
+
+def _most_bytes(leaves: Mapping[str, Any]) -> int:
+    """Tensor bytes and the names in the header, at the most."""
+    total = 0
+    for path, leaf in leaves.items():
+        total += 2 * len(path) + 128
+        if isinstance(leaf, OneOf):
+            total += max(_most_bytes({f"{path}/{sub}": part for sub, part in c.items()}) for c in leaf.choices)
+        elif isinstance(leaf, Array):
+            total += leaf.most_bytes()
+    return total
 
 
 def _undo(tree: Tree, codec: Codec) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from potluck.core import tree as trees
 from potluck.core.errors import WireError
-from potluck.core.spec import Array, Leaf, scalar_fault, shape_fault
+from potluck.core.spec import Array, Leaf, OneOf, scalar_fault, shape_fault
 from potluck.wire.frame import Header
 
 
 def demand_spec(header: Header, leaves: Mapping[str, Any]) -> None:
     """Raises WireError unless names, dtypes, shapes and scalars are what the spec, a leaf by path, says."""
     sent = {**header.scalars, **header.entries}
+    leaves = _chosen(leaves, sent)
     for path in sent.keys() - leaves.keys():
         if sent[path] != {}:
             raise WireError("not expected here", tensor=path[:80])
@@ -28,6 +29,25 @@ def demand_spec(header: Header, leaves: Mapping[str, Any]) -> None:
         fault = _fault(leaf, path, header, free)
         if fault is not None:
             raise WireError(fault, tensor=path)
+
+
+def _chosen(leaves: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves with each OneOf replaced by the choice whose names were sent."""
+    made: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, OneOf):
+            made[path] = leaf
+            continue
+        found = {name for name in sent if name.startswith(f"{path}/")}
+        choices: list[dict[str, Any]] = [
+            {f"{path}/{sub}": part for sub, part in choice.items()} for choice in leaf.choices
+        ]
+        fitting = [c for c in choices if found.issuperset(p for p, part in c.items() if not part.optional)]
+        if not fitting:
+            raise WireError("holds none of the forms that are expected here", tensor=path)
+        best: dict[str, Any] = max(fitting, key=lambda c: len(found.intersection(c.keys())))
+        made |= best
+    return made
 
 
 def _fault(leaf: Leaf, path: str, header: Header, free: dict[str, int]) -> str | None:

@@ -1,6 +1,6 @@
 """Codecs: lossy steps between a method's tree and its frame.
 
-A codec replaces a float32 tensor ``w`` by a node ``{NAME: ..., ...}``; everything else (integers, bools, float64) passes
+A codec replaces a float32 tensor ``w`` by a node ``{NAME: ..., ...}``; integers, bools and float64 pass
 exactly. What a codec remembers (a residual) goes in and comes out as a tensor; none hides in an object.
 """
 

@@ -1,0 +1,96 @@
+"""What the round loop is given, and what it yields: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from potluck.core import tree
+from potluck.core.types import Shard
+from potluck.engines.seam import Letters, Order
+from potluck.fleet.cohort import Fleet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What a run is, for the loop."""
+
+    method: Any
+    fleet: Fleet
+    letters: Letters
+    held: Shard | None
+    public: Shard | None
+    seed: int
+    classes: int
+    domains: int
+    test_samples: int
+    evaluate_every: int
+    evaluate_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that a checkpoint holds: the state after ``round``, and per device its last merged round and its digests."""
+
+    round: int
+    state: Mapping[str, Any]
+    acks: Mapping[int, int] = field(default_factory=dict)
+    own: Mapping[int, str] = field(default_factory=dict)
+    codec: Mapping[int, str] = field(default_factory=dict)
+    simulated_seconds: float = 0.0
+
+    def digest(self) -> str:
+        """The ``state_sha256`` of the summary."""
+        own = {str(device): sha for device, sha in self.own.items() if sha}
+        codec = {str(device): sha for device, sha in self.codec.items() if sha}
+        return tree.digest({"state": self.state, "own": own, "codec": codec})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the ledger: one frame of one device in one direction."""
+
+    round: int
+    device: int
+    tier: str
+    verb: str
+    direction: str
+    tensor_bytes: int
+    encoded_bytes: int
+    seconds: float
+    status: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Played:
+    """One round's outcome: the snapshot after it, ledger rows, notes by device, scores by device, seconds by part."""
+
+    snapshot: Snapshot
+    cohort: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    notes: dict[int, dict[str, float]] = field(default_factory=dict)
+    scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def row(
+    order: Order, direction: str, tensor_bytes: int, encoded_bytes: int, seconds: float, status: str, reason: str
+) -> Row:
+    """The ledger row of one frame of an order."""
+    return Row(
+        round=order.round,
+        device=order.device.id,
+        tier=order.device.tier,
+        verb=order.verb,
+        direction=direction,
+        tensor_bytes=tensor_bytes,
+        encoded_bytes=encoded_bytes,
+        seconds=seconds,
+        status=status,
+        reason=reason,
+    )

@@ -1,0 +1,157 @@
+"""The device's side of an exchange: the same code answers an order in this process, in a pool's worker or on a phone.
+
+*What did not merge did not happen*: a device keeps two states of its own, the acknowledged one and the newest, and an
+order says from which merged round to start (``ack``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potluck.core import meter, seeds, tree
+from potluck.core.errors import RunFolderError, TrainingError, WireError
+from potluck.core.types import Device, Shard, Task
+from potluck.engines.seam import Delivery, Letters, Order
+from potluck.fleet import link
+from potluck.models.fit import Metric, Score, evaluate
+from potluck.wire import frame
+
+MOST_NOTES = 32
+"""A reply carries at most so many figures for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStore:
+    """Own states and codec memories of devices as files, one per device and round; two are kept."""
+
+    folder: Path
+
+    def path(self, device: int, round: int) -> Path:
+        """Where the state of a device as of a round stands."""
+        return self.folder / f"{device:06d}-{round:06d}.safetensors"
+
+    def load(self, device: int, round: int) -> dict[str, Any]:
+        """``{"own": ..., "codec": ...}`` as of ``round`` (0: nothing)."""
+        if round == 0:
+            return {}
+        path = self.path(device, round)
+        try:
+            return frame.decode(bytearray(path.read_bytes()))[0]
+        except (OSError, WireError) as error:
+            raise RunFolderError(
+                f"{path}: the state of device {device} as of round {round} is unusable: {error}"
+            ) from None
+
+    def save(self, device: int, round: int, ack: int, content: Mapping[str, Any]) -> None:
+        """Writes the state of this round, whole or not at all, and drops all but it and the acknowledged one."""
+        path = self.path(device, round)
+        fresh = path.with_suffix(".new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(frame.encode(content))
+            fresh.replace(path)
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: cannot be written ({error.strerror}); mend that, then resume the run"
+            ) from None
+        for other in self.folder.glob(f"{device:06d}-*.safetensors"):
+            if other not in (path, self.path(device, ack)):
+                other.unlink(missing_ok=True)
+
+    def sync(self, device: int, round: int) -> None:
+        """Forces a state to the disk, before a checkpoint refers to it."""
+        handle = os.open(self.path(device, round), os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSide:
+    """Answers orders. ``shard`` gives a device's training data, ``test`` what its models are evaluated on."""
+
+    method: Any
+    letters: Letters
+    shard: Callable[[Device], Shard]
+    public: Shard | None
+    test: Callable[[Device], Shard]
+    store: OwnStore
+    seed: int
+    metric: Metric
+    compute: str = "cpu"
+
+    def answer(self, order: Order) -> Delivery:
+        """The delivery, with simulated seconds. A training that fails or a frame that is wrong is ``rejected``."""
+        verbs = {"train": self._train, "evaluate": self._evaluate, "score": self._score}
+        with meter.metering() as costs:
+            try:
+                made = verbs[order.verb](order, costs)
+            except (TrainingError, WireError) as error:
+                return Delivery(order=order, status="rejected", reason=str(error))
+        seconds = (
+            link.down_seconds(order.device, len(order.frame))
+            + link.work_seconds(order.device, costs.flops)
+            + link.up_seconds(order.device, len(made))
+        )
+        return Delivery(order=order, status="ok", frame=made, seconds=seconds, parts=costs.seconds)
+
+    def _train(self, order: Order, costs: meter.Meter) -> bytearray:
+        device = order.device
+        with meter.part("decode"):
+            down = self.letters.read_down(order.frame, order.round)
+            held = self.store.load(device.id, order.ack)
+        task = Task(round=order.round, device=device, data=self.shard(device), public=self.public, seed=self.seed)
+        with meter.part("train"):
+            own, up = self.method.train(held.get("own"), down, task)
+        with meter.part("encode"):
+            facts = {
+                "own": tree.digest(own) if own else "",
+                "flops": costs.flops,
+                "notes": dict(list(costs.notes.items())[:MOST_NOTES]),
+            }
+            made, memory = self.letters.write_up(up, order.round, device.id, held.get("codec"), facts)
+            if own or memory:
+                self.store.save(device.id, order.round, order.ack, {"own": own or {}, "codec": memory})
+        return made
+
+    def _evaluate(self, order: Order, costs: meter.Meter) -> bytearray:
+        ask = self.letters.read_down(order.frame, order.round)
+        own = self.store.load(order.device.id, order.ack).get("own") or None
+        net = self.method.model(None, own, order.device)
+        found = self._measure(net, _rows(self.test(order.device), ask, self.seed))
+        return self.letters.write_up(_score_tree(found), order.round, order.device.id, None, {})[0]
+
+    def _score(self, order: Order, costs: meter.Meter) -> bytearray:
+        ask, _ = frame.decode(order.frame)
+        net = self.method.model(ask.get("state", {}), None, order.device)
+        return frame.encode(_score_tree(self._measure(net, _rows(self.test(order.device), ask, self.seed))))
+
+    def _measure(self, net: torch.nn.Module, shard: Shard) -> Score:
+        with meter.part("evaluate"):
+            return evaluate(net, shard, metric=self.metric, device=self.compute)
+
+
+def _rows(test: Shard, ask: Mapping[str, Any], seed: int) -> Shard:
+    """The asked-for part of the test share: ``samples`` of it (0: all), of these rows [start, stop)."""
+    samples = ask["samples"]
+    if samples and samples < len(test):
+        drawn = torch.randperm(len(test), generator=seeds.generator(seed, 0, seeds.SERVER, "evaluate"))[:samples]
+        test = test.take(drawn.sort().values)
+    return test.take(torch.arange(ask["start"], min(ask["stop"], len(test))))
+
+
+def _score_tree(score: Score) -> dict[str, Tensor]:
+    return {
+        "right": score.right,
+        "total": score.total,
+        "domain_right": score.domain_right,
+        "domain_total": score.domain_total,
+    }

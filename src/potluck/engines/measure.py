@@ -1,0 +1,78 @@
+"""Evaluation, a verb of its own: a personal model on its device, any other at the server, once a variant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from potluck.core import tree
+from potluck.core.spec import Array, Spec
+from potluck.core.types import Device
+from potluck.engines.course import Course, Played, Snapshot, row
+from potluck.engines.seam import Delivery, Engine, Order
+from potluck.wire import frame
+
+CHUNK = 1000
+"""Test samples per evaluation order: the same on every engine, so that the counts are too."""
+MOST_ROWS = 2**40
+
+
+def measure(course: Course, engine: Engine, played: Played, samples: int) -> None:
+    """Fills ``played.scores`` by device, on ``samples`` test samples (0: all), and the ledger of what crossed links."""
+    start = time.perf_counter()
+    personal = course.method.traits.personal
+    groups: dict[Any, list[Device]] = {}
+    for device in course.fleet.devices:
+        groups.setdefault(device.id if personal else course.method.variant(device), []).append(device)
+    orders = _own_orders if personal else _server_orders
+    asked = orders(course, played.snapshot, [group[0] for group in groups.values()], samples)
+    for delivery in engine.exchange(asked, None):
+        if delivery.status == "ok":
+            _note(course, played, delivery)
+    for group in groups.values():
+        for device in group[1:]:
+            if group[0].id in played.scores:
+                played.scores[device.id] = played.scores[group[0].id]
+    played.parts["evaluate"] = played.parts.get("evaluate", 0.0) + time.perf_counter() - start
+
+
+def _own_orders(course: Course, snapshot: Snapshot, devices: list[Device], samples: int) -> Iterator[Order]:
+    ask = course.letters.write_down({"start": 0, "stop": MOST_ROWS, "samples": samples}, snapshot.round)
+    for device in devices:
+        ack = snapshot.acks.get(device.id, 0)
+        yield Order(device=device, round=snapshot.round, verb="evaluate", frame=ask, ack=ack)
+
+
+def _server_orders(course: Course, snapshot: Snapshot, devices: list[Device], samples: int) -> Iterator[Order]:
+    rows = samples or course.test_samples
+    for start in range(0, rows, CHUNK):
+        ask = {"start": start, "stop": min(start + CHUNK, rows), "samples": samples, "state": snapshot.state}
+        made = frame.encode(ask)
+        for device in devices:
+            yield Order(device=device, round=snapshot.round, verb="score", frame=made)
+
+
+def _note(course: Course, played: Played, delivery: Delivery) -> None:
+    order, device = delivery.order, delivery.order.device
+    if order.verb == "score":
+        score = frame.decode(delivery.frame)[0]
+    else:
+        score = course.letters.read_up(delivery.frame, order.round, device.id, _score_spec(course))[0]
+        down_tensors = frame.read_header(order.frame).tensor_bytes
+        seconds = delivery.seconds
+        played.rows.append(row(order, "down", down_tensors, len(order.frame), seconds, "ok", ""))
+        played.rows.append(row(order, "up", tree.nbytes(score), len(delivery.frame), seconds, "ok", ""))
+    held = played.scores.get(device.id)
+    played.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}
+
+
+def _score_spec(course: Course) -> Spec:
+    return {
+        "right": Array(dtype=torch.float64, shape=(course.classes,)),
+        "total": Array(dtype=torch.int64, shape=(course.classes,)),
+        "domain_right": Array(dtype=torch.float64, shape=(course.domains,)),
+        "domain_total": Array(dtype=torch.int64, shape=(course.domains,)),
+    }

@@ -1,0 +1,145 @@
+"""The one loop: cohort, cast, exchange, merge, evaluate. It does no I/O; whoever calls it keeps what it yields.
+
+One round of a Star method:
+
+    for device in cohort:  frame = write_down(cast(state, device))      -> engine -> device trains
+                           reply = read_up(frame), checked against expect(state, device)
+    state = merge(state, replies in device order)
+    late, lost, rejected: written to the ledger, not merged
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from potluck.core import tree
+from potluck.core.errors import TrainingError, WireError
+from potluck.core.types import Desk, Device, Reply
+from potluck.engines.course import Course, Played, Snapshot, row
+from potluck.engines.measure import measure
+from potluck.engines.seam import Delivery, Engine, Order
+from potluck.wire import frame
+
+
+def begin(course: Course) -> Snapshot:
+    """The snapshot before the first round."""
+    return Snapshot(round=0, state=course.method.start(_desk(course, 0)))
+
+
+def play(course: Course, engine: Engine, snapshot: Snapshot, last: int) -> Iterator[Played]:
+    """Plays the rounds after ``snapshot`` up to and including ``last``, and yields each."""
+    while snapshot.round < last:
+        played = _round(course, engine, snapshot)
+        snapshot = played.snapshot
+        final = snapshot.round == last
+        if final or snapshot.round % course.evaluate_every == 0:
+            measure(course, engine, played, samples=0 if final else course.evaluate_samples)
+        yield played
+
+
+def _desk(course: Course, round: int) -> Desk:
+    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+
+
+def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
+    number, fleet, method = before.round + 1, course.fleet, course.method
+    desk, cohort = _desk(course, number), fleet.cohort(number)
+    played = Played(snapshot=before, cohort=[device.id for device in cohort])
+    acks, own, codec = dict(before.acks), dict(before.own), dict(before.codec)
+    written: dict[tuple[tuple[str, int], ...], tuple[Any, bytearray]] = {}
+
+    def orders() -> Iterator[Order]:
+        for device in cohort:
+            down = method.cast(before.state, device, desk)
+            key = tuple((path, id(leaf)) for path, leaf in tree.leaves(down))
+            if key not in written:  # devices that are sent the same tensors share one frame
+                start = time.perf_counter()
+                written[key] = (down, course.letters.write_down(down, number))
+                _add(played.parts, "encode", time.perf_counter() - start)
+            yield Order(
+                device=device, round=number, verb="train", frame=written[key][1], ack=before.acks.get(device.id, 0)
+            )
+
+    def replies() -> Iterator[Reply[Any]]:
+        for delivery in engine.exchange(orders(), fleet.deadline_s):
+            device = delivery.order.device
+            reply, facts = _admit(course, before.state, desk, delivery, played)
+            if reply is not None:
+                digests = str(facts.get("own", "")), str(facts.get("codec_memory", ""))
+                acks[device.id] = number if any(digests) else 0
+                own[device.id], codec[device.id] = digests
+                yield reply
+
+    stream, start = replies(), time.perf_counter()
+    state = method.merge(before.state, stream, desk)
+    for _ in stream:  # a method that needs no replies need not read them
+        pass
+    _add(played.parts, "exchange and merge", time.perf_counter() - start)
+    _demand_one_sound(played)
+    played.seconds = _round_seconds(played, fleet.deadline_s)
+    played.snapshot = Snapshot(
+        round=number,
+        state=state,
+        acks=acks,
+        own=own,
+        codec=codec,
+        simulated_seconds=before.simulated_seconds + played.seconds,
+    )
+    return played
+
+
+def _admit(
+    course: Course, state: Any, desk: Desk, delivery: Delivery, played: Played
+) -> tuple[Reply[Any] | None, Mapping[str, Any]]:
+    """The reply of a delivery that is to be merged, and its facts; the ledger rows of any delivery."""
+    order, device = delivery.order, delivery.order.device
+    status, reason, reply = delivery.status, delivery.reason, None
+    facts: Mapping[str, Any] = {}
+    up_tensors = 0
+    if status == "ok":
+        start = time.perf_counter()
+        try:
+            expected = course.method.expect(state, device, desk)
+            up, header = course.letters.read_up(delivery.frame, order.round, device.id, expected)
+            facts, up_tensors = header.facts, header.tensor_bytes
+            reply = Reply(device=device, round=order.round, up=up)
+            played.notes[device.id] = _notes(up, facts, device)
+        except WireError as error:
+            status, reason, reply = "rejected", str(error), None
+        _add(played.parts, "decode", time.perf_counter() - start)
+    for part, seconds in delivery.parts.items():
+        _add(played.parts, f"device {part}", seconds)
+    down_tensors = frame.read_header(order.frame).tensor_bytes
+    played.rows.append(row(order, "down", down_tensors, len(order.frame), delivery.seconds, status, reason))
+    played.rows.append(row(order, "up", up_tensors, len(delivery.frame), delivery.seconds, status, reason))
+    return reply, facts
+
+
+def _notes(up: Mapping[str, Any], facts: Mapping[str, Any], device: Device) -> dict[str, float]:
+    """The figures for the record: the scalars of the reply and what the device noted. WireError if one is no number."""
+    found = {**{k: v for k, v in up.items() if isinstance(v, (bool, int, float))}, **(facts.get("notes") or {})}
+    for name, value in found.items():
+        if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+            raise WireError(f"note {name!r} is {value!r}: expected a finite number", device=device.id)
+    return {str(name): float(value) for name, value in found.items()}
+
+
+def _demand_one_sound(played: Played) -> None:
+    """Raises TrainingError when every device of the round was rejected: going on would change nothing."""
+    ups = [row for row in played.rows if row.direction == "up"]
+    if ups and all(row.status == "rejected" for row in ups):
+        raise TrainingError(f"every device of the round was rejected; the first one: {ups[0].reason}")
+
+
+def _round_seconds(played: Played, deadline_s: float) -> float:
+    """The round is over with its slowest device, or at the deadline if anybody is missing."""
+    if any(row.status in ("late", "lost") for row in played.rows):
+        return deadline_s
+    return max((row.seconds for row in played.rows), default=0.0)
+
+
+def _add(parts: dict[str, float], part: str, seconds: float) -> None:
+    parts[part] = parts.get(part, 0.0) + seconds

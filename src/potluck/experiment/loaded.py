@@ -1,0 +1,76 @@
+"""A run folder, read: what a finished or an interrupted run says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from potluck.core.errors import ConfigError, RunFolderError
+from potluck.engines.device import OwnStore
+from potluck.experiment import build, store
+from potluck.experiment.config import Experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Everything is read when it is asked for."""
+
+    path: Path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """The run in a folder. Raises RunFolderError if it is none."""
+        store.demand_run(Path(path))
+        return cls(Path(path))
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        return store.read_experiment(self.path)
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """A dict per round: accuracy, bytes, seconds, who was missing."""
+        return store.read_lines(self.path / "rounds.jsonl")
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """A dict per frame: round, device, direction, bytes, seconds, status."""
+        return store.read_lines(self.path / "ledger.jsonl")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary of a finished run. Raises RunFolderError for one that is not finished."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path}: not finished; go on with it: potluck resume {self.path}") from None
+        except ValueError as error:
+            raise RunFolderError(f"{self.path / 'summary.json'}: damaged ({error})") from None
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a summary."""
+        return (self.path / "summary.json").is_file()
+
+    def model(self, tier: str) -> nn.Module:
+        """What a device of the tier would deploy now, in evaluation mode; if personal, that of the tier's first one."""
+        tiers = [found.name for found in self.experiment.fleet.tier]
+        if tier not in tiers:
+            raise ConfigError(f"tier {tier!r}: the fleet has {', '.join(tiers)}")
+        facts, snapshot = store.read_manifest(self.path)["facts"], store.read_snapshot(self.path)
+        nets = build.make_nets(self.experiment, tuple(facts["shape"]), facts["classes"])
+        method = build.make_method(self.experiment, nets)
+        device = next(d for d in build.make_fleet(self.experiment).devices if d.tier == tier)
+        own = None
+        if method.traits.personal:
+            own_store = OwnStore(self.path / "state" / "own")
+            own = own_store.load(device.id, snapshot.acks.get(device.id, 0)).get("own")
+        net: nn.Module = method.model(None if method.traits.personal else snapshot.state, own, device)
+        return net.eval()

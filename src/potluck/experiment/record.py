@@ -1,0 +1,96 @@
+"""What a round and a run leave for a person: lines of ``rounds.jsonl``, ledger rows, and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potluck.core.types import Device
+from potluck.engines.course import Played, Row
+
+
+def accuracies(scores: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
+    """The metric by device: for classification the share of right answers."""
+    return {device: float(score["right"].sum()) / max(1, int(score["total"].sum())) for device, score in scores.items()}
+
+
+def accuracy_summary(by_device: Mapping[int, float], devices: Sequence[Device]) -> dict[str, Any]:
+    """Mean, worst and tenth percentile over devices, and the mean of each tier."""
+    if not by_device:
+        return {}
+    values = torch.tensor([by_device[device.id] for device in devices if device.id in by_device], dtype=torch.float64)
+    tiers: dict[str, list[float]] = {}
+    for device in devices:
+        if device.id in by_device:
+            tiers.setdefault(device.tier, []).append(by_device[device.id])
+    return {
+        "mean": float(values.mean()),
+        "worst": float(values.min()),
+        "p10": float(values.quantile(0.1)),
+        "tiers": {tier: sum(found) / len(found) for tier, found in tiers.items()},
+    }
+
+
+def traffic(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Encoded bytes of the rounds' work by direction; evaluation stands apart."""
+    found = {"setup": 0, "up": 0, "down": 0, "evaluate": 0}
+    for row in rows:
+        kind = {"evaluate": "evaluate", "setup": "setup"}.get(row["verb"], row["direction"])
+        found[kind] += row["encoded_bytes"]
+    found["total"] = found["setup"] + found["up"] + found["down"]
+    return found
+
+
+def ledger_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON values."""
+    return [dataclasses.asdict(row) for row in rows]
+
+
+def round_line(played: Played, devices: Sequence[Device], personal: bool, wall_seconds: float) -> dict[str, Any]:
+    """The line of a round."""
+    snapshot, by_device = played.snapshot, accuracies(played.scores)
+    ups = [row for row in played.rows if row.direction == "up" and row.verb != "evaluate"]
+    line: dict[str, Any] = {
+        "round": snapshot.round,
+        "cohort": played.cohort,
+        "status": {
+            status: [row.device for row in ups if row.status == status]
+            for status in ("late", "lost", "rejected")
+            if any(row.status == status for row in ups)
+        },
+        "bytes": traffic(ledger_rows(played.rows)),
+        "seconds": played.seconds,
+        "simulated_seconds": snapshot.simulated_seconds,
+        "wall_seconds": wall_seconds,
+        "notes": _by_tier(played, devices),
+        "parts": played.parts,
+    }
+    if by_device:
+        line["accuracy"] = accuracy_summary(by_device, devices)
+        if personal:
+            line["accuracy"]["devices"] = {str(device): value for device, value in by_device.items()}
+        line["accuracy"] |= _by_domain(played)
+    return line
+
+
+def _by_domain(played: Played) -> dict[str, Any]:
+    found = {
+        str(device): (score["domain_right"] / score["domain_total"].clamp(min=1)).tolist()
+        for device, score in played.scores.items()
+        if score["domain_total"].numel()
+    }
+    return {"domains": found} if found else {}
+
+
+def _by_tier(played: Played, devices: Sequence[Device]) -> dict[str, dict[str, float]]:
+    """The mean of each note over the devices of a tier that gave it."""
+    tier_of = {device.id: device.tier for device in devices}
+    sums: dict[str, dict[str, list[float]]] = {}
+    for device, notes in played.notes.items():
+        for name, value in notes.items():
+            sums.setdefault(tier_of[device], {}).setdefault(name, []).append(value)
+    return {tier: {name: sum(v) / len(v) for name, v in notes.items()} for tier, notes in sums.items()}

@@ -1,0 +1,193 @@
+"""Runs an experiment: builds it, plays its rounds on an engine, and keeps the run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from potluck.core.errors import RunFolderError
+from potluck.data.shard import Shares
+from potluck.engines.course import Course, Snapshot
+from potluck.engines.inprocess import InProcess, torch_threads
+from potluck.engines.memory import peak_rss_bytes
+from potluck.engines.pool import Pool
+from potluck.engines.round import begin, play
+from potluck.engines.seam import Engine
+from potluck.experiment import build, record, store
+from potluck.experiment.config import Experiment
+from potluck.experiment.elsewhere import Packed, make_side_elsewhere
+from potluck.experiment.loaded import Run
+from potluck.experiment.resolve import config_digest, resolved
+from potluck.models.nets import weights_of
+from potluck.models.zoo import count_parameters
+
+
+class Listener(Protocol):
+    """Whoever wants to see a run as it goes."""
+
+    def begins(self, experiment: Experiment, folder: Path, first_round: int, warnings: Sequence[str]) -> None:
+        """The first round is about to start."""
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        """A round is over and stands in the checkpoint; ``line`` is its line of rounds.jsonl."""
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def begins(self, experiment: Experiment, folder: Path, first_round: int, warnings: Sequence[str]) -> None:
+        return
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        return
+
+
+SILENCE: Listener = Silence()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An experiment that has been found sound, with its data."""
+
+    experiment: Experiment
+    shares: Shares
+    course: Course
+    warnings: Sequence[str]
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Resolves, loads the data and checks everything that can be checked before a run. Writes nothing."""
+    experiment = resolved(experiment)
+    shares = build.make_shares(experiment)
+    warnings = build.check(experiment, shares)
+    nets = build.make_nets(experiment, shares.test.shape, shares.test.classes)
+    course = build.make_course(experiment, shares, build.make_method(experiment, nets))
+    return Prepared(experiment=experiment, shares=shares, course=course, warnings=warnings)
+
+
+def run(experiment: Experiment, out: str | Path | None = None, listener: Listener = SILENCE) -> Run:
+    """Runs the experiment into ``out`` (default ``runs/<name>``). Raises PotluckError; a wrong one writes nothing."""
+    path = Path(out) if out is not None else Path("runs") / experiment.name
+    store.demand_free(path)
+    with torch_threads(experiment.engine.threads):
+        ready = prepare(experiment)
+        with store.RunFolder.create(path, ready.experiment) as folder:
+            first = begin(ready.course)
+            folder.checkpoint(first, facts=_facts(ready, 0.0), line=None, rows=())
+            return _go_on(ready, folder, first, listener)
+
+
+def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) -> Run:
+    """Goes on after a crash, or for ``more_rounds`` more: bitwise what an unbroken run would have done."""
+    path = Path(out)
+    experiment = store.read_experiment(path)
+    if more_rounds:
+        experiment = experiment.model_copy(update={"rounds": experiment.rounds + more_rounds})
+    with torch_threads(experiment.engine.threads), store.RunFolder.open(path) as folder:
+        ready = prepare(experiment)
+        snapshot = store.read_snapshot(path)
+        _demand_same(ready, store.read_manifest(path), path)
+        folder.rewind()
+        folder.write_experiment(ready.experiment)
+        return _go_on(ready, folder, snapshot, listener)
+
+
+def _demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
+    held, now = manifest["facts"]["config"], config_digest(ready.experiment)
+    if held != now:
+        raise RunFolderError(
+            f"{path}: experiment.toml was changed since the run began (config digest {now[:12]}, "
+            f"the run's {held[:12]}); restore it, or start a new run"
+        )
+
+
+def _facts(ready: Prepared, wall_seconds: float) -> dict[str, Any]:
+    test = ready.shares.test
+    return {
+        "config": config_digest(ready.experiment),
+        "shape": list(test.shape),
+        "classes": test.classes,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listener: Listener) -> Run:
+    experiment, course = ready.experiment, ready.course
+    listener.begins(experiment, folder.path, snapshot.round, ready.warnings)
+    before = store.read_manifest(folder.path)["facts"]["wall_seconds"]
+    start, peak = time.perf_counter(), 0
+    devices, personal = course.fleet.devices, course.method.traits.personal
+    with engine_of(experiment, ready.shares, folder.own.folder) as engine:
+        for played in play(course, engine, snapshot, experiment.rounds):
+            wall = before + time.perf_counter() - start
+            line = record.round_line(played, devices, personal, wall)
+            folder.checkpoint(
+                played.snapshot, facts=_facts(ready, wall), line=line, rows=record.ledger_rows(played.rows)
+            )
+            snapshot = played.snapshot
+            listener.round_done(line)
+        peak = peak_rss_bytes() + (engine.peak_rss_bytes if isinstance(engine, Pool) else 0)
+    _finish(ready, folder, snapshot, peak)
+    return Run.load(folder.path)
+
+
+def _finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: int) -> None:
+    """Writes what each tier deploys, and the summary."""
+    experiment, course = ready.experiment, ready.course
+    run = Run.load(folder.path)
+    parameters = {}
+    for tier in experiment.fleet.tier:
+        net = run.model(tier.name)
+        parameters[tier.name] = count_parameters(net)
+        if not course.method.traits.personal:
+            folder.write_frame(f"model/{tier.name}.safetensors", weights_of(net))
+    lines, ledger = run.rounds, run.ledger
+    last: dict[str, Any] = next((line for line in reversed(lines) if "accuracy" in line), {})
+    accuracy = {key: last.get("accuracy", {}).get(key) for key in ("mean", "worst", "p10", "tiers")}
+    summary = {
+        "name": experiment.name,
+        "method": experiment.method["name"],
+        "seed": experiment.seed,
+        "rounds": snapshot.round,
+        "devices": len(course.fleet.devices),
+        "accuracy": accuracy,
+        "parameters": parameters,
+        "bytes": record.traffic(ledger),
+        "simulated_seconds": snapshot.simulated_seconds,
+        "wall_seconds": store.read_manifest(folder.path)["facts"]["wall_seconds"],
+        "peak_rss_bytes": peak,
+        "state_sha256": snapshot.digest(),
+    }
+    folder.write_json("summary.json", summary)
+
+
+@contextmanager
+def engine_of(experiment: Experiment, shares: Shares, own: Path) -> Iterator[Engine]:
+    """The engine of ``[engine]``, running."""
+    if experiment.engine.kind == "inprocess":
+        yield InProcess(side=build.make_side(experiment, shares, own))
+        return
+    arguments = (experiment.model_dump(mode="json"), Packed.of(shares), str(own))
+    with Pool(
+        make_side_elsewhere, arguments, workers=worker_count(experiment), threads=experiment.engine.threads
+    ) as pool:
+        yield pool
+
+
+def worker_count(experiment: Experiment) -> int:
+    """Processes of the pool: as told, or one per GPU, or one per core this process may use; never more than devices."""
+    wanted = experiment.engine.workers
+    if wanted == "auto":
+        wanted = torch.cuda.device_count() if build.compute_device(experiment) == "cuda" else _cores()
+    return max(1, min(wanted, sum(tier.devices for tier in experiment.fleet.tier)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else (os.cpu_count() or 1)

@@ -1,0 +1,106 @@
+"""The server of federated averaging, which several methods share: they differ only in what a device does.
+
+    w_{t+1} = w_t + s (Σ_{k∈Q} v_k θ_k / Σ_{k∈Q} v_k - w_t),       v_k = n_k ("samples") or 1 ("uniform")
+
+Everything that defines the function is averaged: parameters and floating buffers. Integer buffers keep the largest.
+Names and shapes must agree, replies are folded one by one in float64, and no replies leave the weights as they are.
+With s = 1 the next weights are *bitwise* the plain mean.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
+
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+
+from potluck.core import tree
+from potluck.core.errors import ConfigError
+from potluck.core.spec import Number, Spec, spec_of
+from potluck.core.types import Desk, Device, Reply, Setup, Task
+from potluck.methods.protocol import Traits
+from potluck.models.fit import Fit, Trained
+from potluck.models.nets import Nets, load, weights_of
+
+Weights = dict[str, Tensor]
+MOST_SAMPLES = 2**40
+
+
+class State(TypedDict):
+    """On the server, and on the way down."""
+
+    weights: Weights
+
+
+class Up(TypedDict):
+    """On the way up: the weights, or the update θ_k - w_t; and the samples n_k."""
+
+    weights: NotRequired[Weights]
+    update: NotRequired[Weights]
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Averaging(ABC):
+    """One net for all; a device trains it, the server takes the mean."""
+
+    net: Nets
+    fit: Fit
+    weighting: Literal["samples", "uniform"] = "samples"
+    send: Literal["weights", "update"] = "weights"
+    server_lr: Annotated[float, Ge(0), Le(10)] = 1.0
+
+    traits: ClassVar[Traits] = Traits()
+
+    @abstractmethod
+    def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
+        """Local training: the one thing in which these methods differ."""
+
+    def check(self, setup: Setup) -> Sequence[str]:
+        if self.server_lr == 0:
+            raise ConfigError("method.server_lr = 0: the global model would never change; expected 0 < server_lr <= 10")
+        lossy = [name for name in setup.up_codecs if name != "zstd"]
+        if lossy and self.send == "weights":
+            return [f'wire.up = {lossy} loses a part of the weights themselves; method.send = "update" loses far less']
+        return ()
+
+    def start(self, desk: Desk) -> State:
+        return {"weights": weights_of(self.net(desk.devices[0].tier))}
+
+    def cast(self, state: State, device: Device, desk: Desk) -> State:
+        return state
+
+    def answer(self, net: nn.Module, received: Weights, trained: Trained) -> Up:
+        """What a device sends after training ``net``."""
+        weights = weights_of(net)
+        if self.send == "weights":
+            return {"weights": weights, "samples": trained.samples}
+        return {"update": tree.subtract(weights, received), "samples": trained.samples}
+
+    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
+        return {self.send: spec_of(state["weights"]), "samples": Number(kind=int, low=1, high=MOST_SAMPLES)}
+
+    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+        w, mean = state["weights"], tree.WeightedMean()
+        for reply in replies:
+            content = reply.up["weights"] if self.send == "weights" else reply.up["update"]
+            mean.add(content, float(reply.up["samples"]) if self.weighting == "samples" else 1.0)
+        if not mean:
+            return state
+        found = mean.result()
+        if self.send == "weights" and self.server_lr == 1.0:
+            return {"weights": found}
+        step = found if self.send == "update" else tree.subtract(found, w)
+        moved = tree.add(w, step, alpha=self.server_lr)
+        return {"weights": {name: v if v.is_floating_point() else found[name] for name, v in moved.items()}}
+
+    def model(self, state: State, own: None, device: Device) -> nn.Module:
+        net = self.net(device.tier)
+        load(net, state["weights"])
+        return net
+
+    def variant(self, device: Device) -> Hashable:
+        return "one model for all"

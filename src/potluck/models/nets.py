@@ -1,0 +1,78 @@
+"""The nets of the tiers: fresh ones with their initial weights, and one resident net per tier that is lent to train.
+
+Building a net costs more than a local epoch of a small one, so a process keeps one a tier and loads weights into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potluck.core import seeds
+from potluck.core.errors import ModelError
+
+Weights = Mapping[str, Tensor]
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and persistent buffers by name, on the CPU, row-major."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in net.state_dict().items()
+    }
+
+
+def load(net: nn.Module, weights: Weights) -> None:
+    """Copies ``weights`` into the net. Raises ModelError unless names and shapes are the net's own."""
+    try:
+        net.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ModelError(f"weights do not fit the net: {lines[1].strip() if len(lines) > 1 else lines[0]}") from None
+
+
+class Nets:
+    """The net of each tier, from one maker a tier. The initial weights are drawn from the run's seed."""
+
+    def __init__(
+        self,
+        makers: Mapping[str, Callable[[], nn.Module]],
+        *,
+        seed: int,
+        device: str = "cpu",
+        channels_last: bool = False,
+        initial: Weights | None = None,
+    ) -> None:
+        self._makers = dict(makers)
+        self._seed = seed
+        self._device = device
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._initial = initial
+        self._resident: dict[Any, nn.Module] = {}
+
+    def __call__(self, tier: str) -> nn.Module:
+        """A net of the tier with its initial weights; the caller's own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derived(self._seed, 0, seeds.SERVER, "initial weights"))
+            net = self._makers[tier]()
+        if self._initial is not None:
+            load(net, self._initial)
+        return self._placed(net)
+
+    def loaded(self, tier: str, weights: Weights) -> nn.Module:
+        """The resident net of the tier with these weights: lent until the next call for that tier."""
+        return self.lent(tier, weights, lambda: self(tier))
+
+    def lent(self, key: Any, weights: Weights, make: Callable[[], nn.Module]) -> nn.Module:
+        """The resident net of ``key`` (made by ``make`` the first time) with these weights; lent likewise."""
+        net = self._resident.get(key)
+        if net is None:
+            net = self._resident[key] = self._placed(make())
+        load(net, weights)
+        return net
+
+    def _placed(self, net: nn.Module) -> nn.Module:
+        return net.to(device=self._device, memory_format=self._layout)  # type: ignore[call-overload, no-any-return]
