@@ -52,7 +52,7 @@ class Svd:
         """(U, V) with U V the best approximation of this rank: U = P √S (m, r), V = √S Qᵀ (r, n), both contiguous."""
         assert 1 <= rank <= self.s.numel(), f"rank {rank} of {self.s.numel()}"
         root_R = self.s[:rank].sqrt()
-        return self.p[:, :rank] * root_R, (self.q[:, :rank] * root_R).T.contiguous()
+        return (self.p[:, :rank] * root_R).contiguous(), (self.q[:, :rank] * root_R).T.contiguous()
 
     def truncated(self, rank: int) -> Tensor:
         """T_r(M), (m, n)."""
