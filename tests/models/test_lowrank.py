@@ -191,6 +191,8 @@ def test_keep_full_replaces_the_rule() -> None:
 def test_a_net_without_a_factorisable_layer_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"Sequential has no layer to factorise \(its layers: 0, 2"):
         factorisable(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with pytest.raises(ModelError, match="DeqNet has no layer to factorise"):
+        factorisable(make("deq-xs-like", (3, 8, 8), 10, "group"))
 
 
 def test_grouped_convolutions_stay_full_and_are_reported() -> None:

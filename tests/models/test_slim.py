@@ -14,7 +14,8 @@ from potluck.models.slim import embed, index_map, narrow, slice_weights
 from potluck.models.zoo import MODELS, count_parameters, make
 
 COLOUR = (3, 32, 32)
-NETS = [name for name in MODELS if name not in ("resnet34", "resnet44", "resnet56", "resnet110")]
+LARGE = ("resnet34", "resnet44", "resnet56", "resnet110")
+NETS = [name for name, entry in MODELS.items() if name not in LARGE and entry.kind != "deq"]
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +203,11 @@ def test_what_cannot_be_sliced_names_layer_and_rate(net: nn.Module, shape: tuple
     with pytest.raises(ModelError, match=message) as caught:
         narrow(net, 0.5, shape)
     assert "method.width = 0.5" in str(caught.value)
+
+
+def test_an_equilibrium_cell_has_kernels_of_its_own_and_no_slice() -> None:
+    with pytest.raises(ModelError, match=r'method\.width = 0\.5: DeqNet cannot be sliced at layer "cell"'):
+        narrow(make("deq-xs-like", (3, 8, 8), 10, "group"), 0.5, (3, 8, 8))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5, -1.0])

@@ -46,6 +46,16 @@ def _make_odenet(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
     return make_odenet(name, shape, classes, norm)
 
 
+def _make_deq(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
+    from potluck.models.deq import make_deq  # noqa: PLC0415 - the solvers are loaded by those who use them
+
+    return make_deq(name, shape, classes, norm)
+
+
+def _deq(rest: str) -> Entry:
+    return Entry(line=f"one equilibrium layer, width {rest} parameters", make=_make_deq, kind="deq")
+
+
 MODELS: dict[str, Entry] = {
     "mlp": Entry(line="two hidden layers of 200; images or feature rows; no norms", make=make_plain, rows=True),
     "lenet": Entry(line="LeNet-5; 44,426 parameters on 1x28x28; no norms", make=make_plain),
@@ -67,7 +77,10 @@ MODELS: dict[str, Entry] = {
     "odenet-34-lite-like": Entry(
         line="three ODE stages, widths 64/128/256; 1,596,234 parameters", make=_make_odenet, kind="ode"
     ),
-    # Equilibrium nets (deq.py) stand here.
+    "deq-xs-like": _deq("16, 32 inside its cell; 12,426"),
+    "deq-s-like": _deq("48, 64 inside its cell; 64,842"),
+    "deq-m-like": _deq("64, 128 inside its cell; 160,266"),
+    "deq-l-like": _deq("128, 256 inside its cell; 615,434"),
 }
 
 
