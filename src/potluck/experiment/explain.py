@@ -34,9 +34,13 @@ def _line(kind: str, loc: tuple[Any, ...], given: Any, message: str, model: type
     key = _join(prefix, _key(loc))
     if kind == "extra_forbidden":
         return unknown(key, _fields(model, loc[:-1]))
+    if kind == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in message.partition("expected tags:")[2].split(",")]
+        hint = unknown(str(given.get("kind")), tags, "kind").partition(": ")[2]
+        return f"{key}.kind = {_shown(given.get('kind'))}: {hint}"
     if kind == "missing":
         return f"{key}: missing; it has no default"
-    told = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    told = message.removeprefix("Value error, ").removeprefix("Input should be ").partition(" after validation")[0]
     told = told if kind == "value_error" else f"expected {told}"
     if kind == "value_error" and isinstance(given, Mapping):
         return f"{key}: {told}"

@@ -1,0 +1,233 @@
+"""The commands. No logic here: each reads its arguments, calls the library and shows what came back."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from potluck import __version__
+from potluck.core.errors import ConfigError, PotluckError
+from potluck.display import Progress, err, out, show_list, show_summaries
+
+app = typer.Typer(
+    help="Train one model together on a fleet of unequal devices over thin links.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+WRONG_INPUT, INTERRUPTED = 2, 130
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: only the run folder's path.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")]
+File = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")]
+
+
+@app.command()
+def run(
+    experiment: File,
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs an experiment and prints a table.
+
+    Example: potluck run recipes/digits.toml --set rounds=5 --set method.name=fedprox --out runs/first
+    """
+    from potluck.experiment import run as runs
+    from potluck.experiment.config import Experiment
+
+    _attended(lambda listener: runs.run(Experiment.load(experiment, overrides or ()), folder, listener), quiet)
+
+
+@app.command()
+def resume(
+    folder: RunDir,
+    rounds: Annotated[int, typer.Option(min=0, help="So many rounds more than the run was to have.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Goes on after a crash or Ctrl-C, or adds rounds: bitwise the same as an unbroken run.
+
+    Example: potluck resume runs/first --rounds 10
+    """
+    from potluck.experiment import run as runs
+    from potluck.experiment import store
+
+    if not quiet:
+        done, wanted = store.read_manifest(folder)["round"], store.read_experiment(folder).rounds + rounds
+        out.print(f"{done} rounds done, {wanted - done} more, {wanted} in all")
+    _attended(lambda listener: runs.resume(folder, rounds, listener), quiet)
+
+
+@app.command()
+def compare(
+    experiment: File,
+    methods: Annotated[str, typer.Option(help="Names, joined by commas.")],
+    seeds: Annotated[str, typer.Option(help="Numbers, joined by commas.")] = "0",
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the runs go.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs several methods on the same data and fleet; prints one table and writes one report.
+
+    Example: potluck compare recipes/digits.toml --methods local,fedavg,fedprox --seeds 0,1 --out runs/three
+    """
+    from potluck.experiment import compare as comparing
+    from potluck.experiment.config import Experiment
+
+    loaded = Experiment.load(experiment, overrides or ())
+    place = folder or Path("runs") / loaded.name
+    wanted = comparing.variants(loaded, _names(methods), _numbers(seeds))
+    shown: list[Progress] = []
+
+    def listener(number: int, variant: Experiment) -> Any:
+        for progress in shown:
+            progress.ends()
+        shown[:] = [Progress(f"{number + 1}/{len(wanted)} {variant.name}")]
+        return shown[0] if not quiet else _silence()
+
+    outcomes: list[comparing.Outcome] = []
+    try:
+        for outcome in comparing.compare(wanted, place, listener):
+            outcomes.append(outcome)
+            for text in (outcome.note, outcome.reason):
+                if text:
+                    err.print(f"[yellow]{outcome.path.name}:[/] {escape(text)}")
+    except KeyboardInterrupt:
+        raise SystemExit(_interrupted("the same command goes on where this one stopped")) from None
+    finally:
+        for progress in shown:
+            progress.ends()
+    _comparison(outcomes, place)
+    if all(outcome.reason for outcome in outcomes):
+        raise SystemExit(WRONG_INPUT)
+
+
+@app.command()
+def methods() -> None:
+    """Lists the methods, a line each.
+
+    Example: potluck methods
+    """
+    from potluck.methods import METHODS
+
+    show_list((name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items())
+
+
+@app.command()
+def sources() -> None:
+    """Lists where data can come from, a line each.
+
+    Example: potluck sources
+    """
+    from potluck.data.sources import SOURCES
+
+    show_list((source.form, source.summary) for source in SOURCES.values())
+
+
+@app.command()
+def models() -> None:
+    """Lists the nets of the zoo, a line each.
+
+    Example: potluck models
+    """
+    from potluck.models.zoo import describe
+
+    show_list(describe())
+
+
+def _attended(work: Callable[[Any], Any], quiet: bool) -> None:
+    """Runs ``work`` with a progress display, then shows the table."""
+    progress = Progress()
+    try:
+        done = work(_silence() if quiet else progress)
+    finally:
+        progress.ends()
+    if quiet:
+        out.print(str(done.path))
+        return
+    show_summaries([("", done.summary)])
+    _report([done.path], done.path / "report.html")
+    out.print(f"run folder  {done.path}")
+
+
+def _silence() -> Any:
+    from potluck.experiment.run import SILENCE
+
+    return SILENCE
+
+
+def _comparison(outcomes: Sequence[Any], place: Path) -> None:
+    from potluck.experiment.loaded import Run
+
+    sound = [outcome for outcome in outcomes if not outcome.reason]
+    show_summaries([(outcome.path.name, Run.load(outcome.path).summary) for outcome in sound])
+    for outcome in outcomes:
+        if outcome.reason:
+            out.print(f"[red]{outcome.path.name}[/] failed: {escape(outcome.reason)}")
+        else:
+            out.print(f"run folder  {outcome.path}")
+    if sound:
+        _report([outcome.path for outcome in sound], place / "report.html")
+
+
+def _report(folders: Sequence[Path], page: Path) -> None:
+    """Writes the report, where what it needs is installed."""
+    return
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)] or [0]
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: expected whole numbers joined by commas, such as 0,1,2") from None
+
+
+def _interrupted(remedy: str) -> int:
+    err.print(f"interrupted after the last checkpoint; {remedy}")
+    return INTERRUPTED
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"potluck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train one model together on a fleet of unequal devices over thin links."""
+
+
+def main() -> None:
+    """The command line: errors of ours are a line and exit code 2."""
+    with suppress(ValueError):  # not the main thread of the process
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.path.insert(0, str(Path.cwd()))  # one's own nets and losses are found from the folder of the experiment
+    try:
+        app()
+    except PotluckError as error:
+        err.print(f"[red]potluck:[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(WRONG_INPUT) from None
+    except KeyboardInterrupt:
+        raise SystemExit(_interrupted("go on with: potluck resume RUN_DIR")) from None
+
+
+if __name__ == "__main__":
+    main()
