@@ -81,10 +81,10 @@ def _read_part(part: Any, name: str) -> tuple[Tensor, Tensor, tuple[str, ...] | 
 
 
 def _array(part: Any, column: str, name: str) -> Array:
-    try:
-        return np.array(part.select_columns([column]).with_format("numpy")[:][column])
-    except ValueError as error:
-        raise DataError(f"{name}, {column}: rows differ in length, expected one shape for all: pad them.") from error
+    found = np.array(part.select_columns([column]).with_format("numpy")[:][column])
+    if found.dtype.kind == "O":
+        raise DataError(f"{name}, {column}: rows differ in length, expected one shape for all: pad them.")
+    return found
 
 
 def _image_column(part: Any, name: str) -> str:

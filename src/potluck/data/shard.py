@@ -182,16 +182,20 @@ def _set_aside(
             f"public = {public} and server_samples = {server_samples} take {public_count + server_samples} of {count} "
             "training samples, so the devices would have none: lower them, or raise limit."
         )
-    strata = dataset.y_train.clone()
-    if dataset.domain_train is not None:
-        strata += dataset.classes * dataset.domain_train
-    if isinstance(spec, Files) and dataset.owner_train is not None:
-        strata += dataset.classes * (1 + _top(dataset.domain_train)) * dataset.owner_train
+    strata = _strata(dataset, spec)
     public_rows = stratified(strata, public_count, seeds.generator(seed, 0, seeds.SERVER, "public"))
     rest = without(count, public_rows)
     picks = stratified(strata[rest], server_samples, seeds.generator(seed, 0, seeds.SERVER, "server samples"))
     return public_rows, rest[picks]
 
 
-def _top(domain: Tensor | None) -> int:
-    return 0 if domain is None else int(domain.max())
+def _strata(dataset: Dataset, spec: PartitionSpec) -> Tensor:
+    """A number for each combination of file, domain and class, (N,)."""
+    zero = torch.zeros_like(dataset.y_train)
+    domain = zero if dataset.domain_train is None else dataset.domain_train
+    owner = dataset.owner_train if isinstance(spec, Files) and dataset.owner_train is not None else zero
+    group = domain + (1 + int(domain.max())) * owner
+    # The choice walks the strata at an even pace. Every other group lists its classes backwards: otherwise the same
+    # classes would be rounded up in all groups.
+    y = dataset.y_train
+    return dataset.classes * group + torch.where(group % 2 == 1, dataset.classes - 1 - y, y)

@@ -107,7 +107,7 @@ def _content(shard: Shard) -> dict[str, Any]:
     domains = shard.d
     if domains is not None:
         found["domain"] = domains
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in found.items()}
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in found.items()}
     return {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
 
 
