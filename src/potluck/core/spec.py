@@ -7,6 +7,7 @@ equal wherever the same name stands (the rank of a factor pair, for instance).
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,6 +83,7 @@ class OneOf:
     """A node in one of several forms, a leaf by path each: a pair of factors, or a dense tensor."""
 
     choices: tuple[Mapping[str, Leaf], ...]
+    optional: bool = False
 
 
 Leaf = Array | Number | Exactly | Integers
@@ -111,11 +113,11 @@ def optional(spec: Spec) -> dict[str, Any]:
 def scalar_fault(leaf: Leaf, value: Any) -> str | None:
     """What is wrong with a scalar, in words, or None."""
     if isinstance(leaf, Exactly):
-        return None if value == leaf.value else f"got {value!r}, expected {leaf.value!r}"
+        return None if trees.same(value, leaf.value) else f"got {reprlib.repr(value)}, expected {leaf.value!r}"
     if isinstance(leaf, Number):
         right_type = type(value) is leaf.kind or (leaf.kind is float and type(value) is int)
         if not right_type or not (leaf.low <= value <= leaf.high):
-            return f"got {value!r}, expected {leaf.kind.__name__} in [{leaf.low:g}, {leaf.high:g}]"
+            return f"got {reprlib.repr(value)}, expected {leaf.kind.__name__} in [{leaf.low:g}, {leaf.high:g}]"
         return None
     if isinstance(leaf, Integers):
         fits = isinstance(value, list) and len(value) <= leaf.most

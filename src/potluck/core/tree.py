@@ -27,7 +27,7 @@ def is_tree(value: object) -> TypeGuard[Tree]:
 
 def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[Path, Any]]:
     """Yields (path, leaf) in sorted order of the keys. An empty inner node below the root is a leaf, ``{}``."""
-    for key in sorted(tree):
+    for key in sorted(tree, key=str):
         value = tree[key]
         if not isinstance(key, str) or not key or "/" in key:
             raise ValueError(f"tree key {key!r} under {prefix!r}: expected a non-empty string without '/'")
@@ -75,7 +75,7 @@ def zip_map(left: Tree, right: Tree, function: Callable[[Tensor, Tensor], Any]) 
     """``function`` over pairs of tensors at equal paths; scalars are those of ``left``. Names and shapes must agree."""
     demand_alike(left, right)
     return {
-        key: zip_map(value, right[key], function)
+        key: zip_map(value, right.get(key, {}), function)
         if is_tree(value)
         else (function(value, right[key]) if isinstance(value, Tensor) else value)
         for key, value in left.items()
@@ -117,13 +117,14 @@ def norm(tree: Tree) -> float:
 def equal(left: Tree, right: Tree) -> bool:
     """Bitwise equality of names, dtypes, shapes, values and scalars; NaN equals itself."""
     a, b = dict(leaves(left)), dict(leaves(right))
-    return a.keys() == b.keys() and all(_same(a[path], b[path]) for path in a)
+    return a.keys() == b.keys() and all(same(a[path], b[path]) for path in a)
 
 
-def _same(a: object, b: object) -> bool:
+def same(a: object, b: object) -> bool:
+    """Bitwise equality of two leaves; 1, 1.0 and True are three different ones."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
-    return type(a) is type(b) and a == b
+    return type(a) is type(b) and repr(a) == repr(b)
 
 
 def nbytes(tree: Tree) -> int:
@@ -150,18 +151,18 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def digest(tree: Tree) -> str:
-    """SHA-256 (hex) of the canonical tree: sorted paths, dtypes, shapes, little-endian bytes, scalars as JSON.
+    """SHA-256 (hex) of the canonical tree: sorted paths, dtypes, shapes, little-endian bytes, scalars.
 
-    An empty tree has the digest "".
+    Each leaf begins with a line of JSON, so no name can pass for a value. An empty tree has the digest "".
     """
     hasher, count = hashlib.sha256(), 0
     for path, leaf in leaves(tree):
         count += 1
         if isinstance(leaf, Tensor):
-            hasher.update(f"{path}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
+            hasher.update(f"{json.dumps([path, str(leaf.dtype), list(leaf.shape)])}\n".encode())
             hasher.update(view_bytes(leaf))
         else:
-            hasher.update(f"{path}|{json.dumps(leaf, sort_keys=True, allow_nan=False)}|".encode())
+            hasher.update(f"{json.dumps([path, leaf], sort_keys=True, allow_nan=False)}\n".encode())
     return hasher.hexdigest() if count else ""
 
 
@@ -178,11 +179,11 @@ class WeightedMean:
         self._dtypes: dict[Path, torch.dtype] = {}
 
     def add(self, tree: Tree, weight: float) -> None:
-        """Folds one tree in. ``weight`` must be positive and finite, names and shapes those of the first tree."""
+        """Folds one tree in. ``weight`` must be positive and finite; names, shapes, dtypes those of the first tree."""
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"weight {weight}: expected a positive, finite number")
         found = tensors(tree)
-        if not self._sums:
+        if not self:
             self._dtypes = {path: value.dtype for path, value in found.items()}
             self._sums = {path: _start(value, weight) for path, value in found.items()}
         else:
@@ -197,6 +198,8 @@ class WeightedMean:
             held = self._sums[path]
             if held.shape != value.shape:
                 raise ValueError(f"{path}: shapes {tuple(held.shape)} and {tuple(value.shape)} differ")
+            if self._dtypes[path] != value.dtype:
+                raise ValueError(f"{path}: {self._dtypes[path]} and {value.dtype} differ")
             if value.is_floating_point():
                 held.add_(value, alpha=weight)
             else:

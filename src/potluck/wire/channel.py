@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from potluck.core import tree as trees
 from potluck.core.errors import ConfigError, WireError
-from potluck.core.spec import Array, OneOf, Spec
+from potluck.core.spec import Array, Exactly, Integers, OneOf, Spec
 from potluck.core.tree import Tree
 from potluck.wire import check, frame
 from potluck.wire.codec import Cast, Codec
@@ -21,6 +23,9 @@ from potluck.wire.quantise import Int8
 
 HEADER_ALLOWANCE = 64 * 2**10
 """Bytes that a header may take beyond what its names need (see Channel.limit)."""
+
+ZSTD_SHARE = 4096
+"""What cannot be compressed grows by 3 bytes in 128 KB; this is far above it."""
 
 CODECS: dict[str, Codec] = {
     "float16": Cast("float16", torch.float16),
@@ -51,7 +56,7 @@ class Channel:
             for path, leaf in trees.leaves(tree):
                 found[path] = leaf
                 if isinstance(leaf, Tensor) and leaf.dtype == torch.float32:
-                    found[path], left = codec.encode(leaf, held.get(path), rng)
+                    found[path], left = _encoded(codec, path, leaf, held.get(path), rng)
                     if left is not None:
                         remembered[path] = left
             if remembered:
@@ -72,33 +77,40 @@ class Channel:
     def decode(
         self, data: Buffer, *, facts: Mapping[str, Any], spec: Spec | None = None, limit: int
     ) -> tuple[dict[str, Any], Header]:
-        """(tree, header of the innermost frame). Checks facts, chain, spec and finiteness; raises WireError."""
+        """(tree, header of the innermost frame). Checks facts, chain, spec and finiteness; raises WireError.
+
+        What was sent is checked before it is allocated, what the codecs make of it afterwards: a chain may allow more
+        forms than the spec has, and a finite scale may give infinite values.
+        """
         header = frame.read_header(data, most_bytes=limit)
         check.demand_facts(header.facts, {**facts, "codec": self.names})
         if self.zstd_level is not None:
             data = self._expand(data, header, limit)
             header = frame.read_header(data, most_bytes=limit)
             check.demand_facts(header.facts, {**facts, "codec": self.names})
-        leaves = None if spec is None else self.respec(spec)
-        if leaves is not None:
-            check.demand_spec(header, leaves)
+        if spec is not None:
+            check.demand_spec({**header.scalars, **header.entries}, self.respec(spec))
         tree = frame.tensors_of(data, header)
-        check.demand_finite(tree, leaves)
         for codec in reversed(self.lossy):
             tree = _undo(tree, codec)
+        expected = {} if spec is None else check.demand_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
+        check.demand_finite(tree, expected)
         return tree, header
 
     def _expand(self, data: Buffer, header: Header, limit: int) -> bytearray:
-        raw = header.scalars.get("raw_bytes")
-        if header.entries.keys() != {"zstd"} or type(raw) is not int or not 0 < raw <= limit:
-            raise WireError(f"zstd frame announces {raw!r} bytes, expected at most {limit:,}")
+        if header.entries.keys() != {"zstd"} or header.scalars.keys() != {"raw_bytes"}:
+            raise WireError("zstd: expected one tensor 'zstd' and the number 'raw_bytes'")
+        raw = header.scalars["raw_bytes"]
+        if type(raw) is not int or not 0 < raw <= limit:
+            raise WireError(f"zstd frame announces {reprlib.repr(raw)} bytes, expected at most {limit:,}")
         packed = bytes(memoryview(data)[header.payload_at :])
         try:
-            out = zstandard.ZstdDecompressor().decompress(packed, max_output_size=raw)
+            # The payload has a size of its own, which the decompressor allocates whatever max_output_size says.
+            if zstandard.frame_content_size(packed) != raw:
+                raise WireError(f"zstd payload is of another size than the announced {raw:,} bytes")
+            out = zstandard.ZstdDecompressor().decompress(packed, max_output_size=raw, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise WireError(f"zstd payload is damaged or larger than announced: {error}") from None
-        if len(out) != raw:
-            raise WireError(f"zstd payload has {len(out):,} bytes, announced {raw:,}")
+            raise WireError(f"zstd payload is damaged: {error}") from None
         return bytearray(out)
 
     def respec(self, spec: Spec) -> dict[str, Any]:
@@ -110,7 +122,8 @@ class Channel:
 
     def limit(self, spec: Spec) -> int:
         """The most bytes that a frame of this spec may have, header included."""
-        return _most_bytes(self.respec(spec)) + HEADER_ALLOWANCE
+        most = _most_bytes(self.respec(spec))
+        return most + most // ZSTD_SHARE + HEADER_ALLOWANCE
 
 
 def _sent_by(codec: Codec, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,22 +142,48 @@ def _most_bytes(leaves: Mapping[str, Any]) -> int:
     """Tensor bytes and the names in the header, at the most."""
     total = 0
     for path, leaf in leaves.items():
-        total += 2 * len(path) + 128
         if isinstance(leaf, OneOf):
             total += max(_most_bytes({f"{path}/{sub}": part for sub, part in c.items()}) for c in leaf.choices)
-        elif isinstance(leaf, Array):
-            total += leaf.most_bytes()
+            continue
+        total += _quoted(path) + 96
+        if isinstance(leaf, Array):
+            total += leaf.most_bytes() + 16 * len(leaf.shape)
+        elif isinstance(leaf, Integers):
+            total += leaf.most * (1 + max(len(str(leaf.low)), len(str(leaf.high))))
+        elif isinstance(leaf, Exactly):
+            total += _quoted(leaf.value)
     return total
+
+
+def _quoted(value: Any) -> int:
+    """The length of a value in the metadata, which is JSON inside a string of JSON."""
+    return len(json.dumps(json.dumps(value)))
+
+
+def _encoded(
+    codec: Codec, path: str, value: Tensor, memory: Tensor | None, rng: torch.Generator
+) -> tuple[Tree | Tensor, Tensor | None]:
+    try:
+        return codec.encode(value, memory, rng)
+    except WireError as error:
+        raise WireError(error.reason, tensor=path) from None
 
 
 def _undo(tree: Tree, codec: Codec) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in tree.items():
         if trees.is_tree(value):
-            made[key] = codec.decode(value) if codec.name in value else _undo(value, codec)
+            made[key] = _decoded(codec, key, value) if codec.name in value else _undo(value, codec)
         else:
             made[key] = value
     return made
+
+
+def _decoded(codec: Codec, key: str, node: Mapping[str, Any]) -> Tensor:
+    try:
+        return codec.decode(node)
+    except WireError as error:
+        raise WireError(error.reason, tensor=key[:80]) from None
 
 
 def make_channel(names: Sequence[Any], *, direction: str) -> Channel:

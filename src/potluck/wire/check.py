@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from potluck.core import tree as trees
 from potluck.core.errors import WireError
-from potluck.core.spec import Array, Leaf, OneOf, scalar_fault, shape_fault
-from potluck.wire.frame import Header
+from potluck.core.spec import Array, OneOf, scalar_fault, shape_fault
+from potluck.wire.frame import Entry
+
+MOST_NOTES, LONGEST_NOTE = 64, 120
+"""A reply carries at most so many figures for the record, with names of at most so many letters."""
+DIGEST = re.compile(r"([0-9a-f]{64})?")
 
 
-def demand_spec(header: Header, leaves: Mapping[str, Any]) -> None:
-    """Raises WireError unless names, dtypes, shapes and scalars are what the spec, a leaf by path, says."""
-    sent = {**header.scalars, **header.entries}
-    leaves = _chosen(leaves, sent)
-    for path in sent.keys() - leaves.keys():
-        if sent[path] != {}:
+def demand_spec(sent: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec, a leaf by path, with each OneOf replaced by the form that was sent.
+
+    ``sent`` holds scalars, and tensors or their header entries, by path. Raises WireError unless names, dtypes, shapes
+    and scalars are what the spec says.
+    """
+    chosen = _chosen(leaves, sent)
+    nodes = {path[:at] for path in chosen for at, letter in enumerate(path) if letter == "/"}
+    for path in sent:
+        if path not in chosen and not (path in nodes and sent[path] == {}):
             raise WireError("not expected here", tensor=path[:80])
     free: dict[str, int] = {}
-    for path, leaf in leaves.items():
-        if isinstance(leaf, Mapping):
-            continue
+    for path, leaf in chosen.items():
         if path not in sent:
-            if not leaf.optional:
+            if isinstance(leaf, Mapping) or not leaf.optional:
                 raise WireError("missing", tensor=path)
             continue
-        fault = _fault(leaf, path, header, free)
+        fault = _fault(leaf, sent[path], free)
         if fault is not None:
             raise WireError(fault, tensor=path)
+    return chosen
 
 
 def _chosen(leaves: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +50,8 @@ def _chosen(leaves: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any
             made[path] = leaf
             continue
         found = {name for name in sent if name.startswith(f"{path}/")}
+        if not found and leaf.optional:
+            continue
         choices: list[dict[str, Any]] = [
             {f"{path}/{sub}": part for sub, part in choice.items()} for choice in leaf.choices
         ]
@@ -50,15 +63,16 @@ def _chosen(leaves: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any
     return made
 
 
-def _fault(leaf: Leaf, path: str, header: Header, free: dict[str, int]) -> str | None:
-    entry = header.entries.get(path)
-    if entry is None:
-        return scalar_fault(leaf, header.scalars[path])
+def _fault(leaf: Any, value: Any, free: dict[str, int]) -> str | None:
+    if isinstance(leaf, Mapping):
+        return None if isinstance(value, Mapping) and not value else "expected an empty node"
+    if not isinstance(value, (Tensor, Entry)):
+        return scalar_fault(leaf, value)
     if not isinstance(leaf, Array):
         return "got a tensor, expected a scalar"
-    if entry.dtype != leaf.dtype:
-        return f"got {entry.dtype}, expected {leaf.dtype}"
-    return shape_fault(leaf, entry.shape, free)
+    if value.dtype != leaf.dtype:
+        return f"got {value.dtype}, expected {leaf.dtype}"
+    return shape_fault(leaf, tuple(value.shape), free)
 
 
 def demand_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> None:
@@ -71,7 +85,22 @@ def demand_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> 
 
 
 def demand_facts(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises WireError unless the sender's facts (method, config digest, round, device) are these."""
+    """Raises WireError unless the sender's facts (method, config digest, round, device) are these.
+
+    What a device says of itself (digests, FLOPs, notes for the record) must be of the right kind where it is there.
+    """
     for name, value in expected.items():
-        if facts.get(name) != value:
-            raise WireError(f"{name} is {facts.get(name)!r}, expected {value!r}")
+        if not trees.same(facts.get(name), value):
+            raise WireError(f"{name} is {reprlib.repr(facts.get(name))}, expected {value!r}")
+    for name in ("own", "codec_memory"):
+        digest = facts.get(name, "")
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise WireError(f"{name} is {reprlib.repr(digest)}, expected a digest in hexadecimal")
+    flops, notes = facts.get("flops", 0), facts.get("notes", {})
+    if type(flops) not in (int, float) or flops < 0:
+        raise WireError(f"flops is {reprlib.repr(flops)}, expected a number from 0")
+    if not isinstance(notes, dict) or len(notes) > MOST_NOTES:
+        raise WireError(f"notes are {reprlib.repr(notes)}, expected at most {MOST_NOTES} figures by name")
+    for name, figure in notes.items():
+        if len(name) > LONGEST_NOTE or not name.isprintable() or not isinstance(figure, (bool, int, float)):
+            raise WireError(f"note {reprlib.repr(name)} is {reprlib.repr(figure)}, expected a figure with a short name")

@@ -46,13 +46,16 @@ class Cast:
     def encode(self, value: Tensor, memory: Tensor | None, rng: torch.Generator) -> tuple[Tree, None]:
         cast = value.to(self.dtype)
         if not trees.finite(cast):
-            raise WireError(f"{self.name}: a value beyond {torch.finfo(self.dtype).max:,.0f}; use bfloat16")
+            if not trees.finite(value):
+                raise WireError(f"{self.name}: holds NaN or infinity")
+            remedy = "use bfloat16" if self.dtype == torch.float16 else "send float32"
+            raise WireError(f"{self.name}: a value beyond {torch.finfo(self.dtype).max:,.5g}; {remedy}")
         return {self.name: cast}, None
 
     def decode(self, node: Mapping[str, Any]) -> Tensor:
         sent = node[self.name]
-        if not isinstance(sent, Tensor):
-            raise WireError(f"{self.name}: expected a tensor")
+        if node.keys() != {self.name} or not isinstance(sent, Tensor) or sent.dtype != self.dtype:
+            raise WireError(f"{self.name}: expected one tensor of {self.dtype}")
         return sent.to(torch.float32)
 
     def respec(self, leaf: Array) -> Mapping[str, Array]:

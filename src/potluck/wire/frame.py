@@ -43,6 +43,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_HEADER_BYTES = 8 * 2**20
 MOST_DIMENSIONS = 8
+LOWEST_INTEGER, HIGHEST_INTEGER = -(2**63), 2**63 - 1
+"""Whole numbers are of 64 bits, so that every language reads them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +78,26 @@ def canonical(value: Any) -> str:
 
 
 def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
-    """The frame of a tree. ``facts`` (JSON values) go into the metadata beside the scalars."""
+    """The frame of a tree. ``facts`` (JSON values) go into the metadata beside the scalars.
+
+    Raises WireError for what a frame cannot hold: an odd name, a dtype beyond ``DTYPES``, a number that is not finite.
+    """
     found = sorted(trees.tensors(tree).items(), key=lambda item: (-item[1].element_size(), item[0]))
-    meta = {**(facts or {}), "format": FORMAT, "scalars": trees.scalars(tree)}
-    head: dict[str, Any] = {"__metadata__": {"potluck": canonical(meta)}}
+    scalars = trees.scalars(tree)
+    for path, leaf in scalars.items():
+        _demand_path(path)
+        _demand_scalar(path, leaf)
+    try:
+        meta = canonical({**(facts or {}), "format": FORMAT, "scalars": scalars})
+    except ValueError:
+        raise WireError("the facts beside the message hold NaN or infinity") from None
+    head: dict[str, Any] = {"__metadata__": {"potluck": meta}}
     parts: list[Buffer] = []
     at = 0
     for path, value in found:
+        _demand_path(path)
+        if value.dtype not in NAMES:
+            raise WireError(f"{value.dtype} cannot be sent: expected one of {', '.join(DTYPES)}", tensor=path)
         size = value.numel() * value.element_size()
         head[path] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [at, at + size]}
         parts.append(trees.view_bytes(value))
@@ -102,20 +117,30 @@ def read_header(frame: Buffer, *, most_bytes: int | None = None) -> Header:
     size = int.from_bytes(data[:8], "little")
     if size > MOST_HEADER_BYTES or 8 + size > len(data):
         raise WireError(f"header of {size:,} bytes in a frame of {len(data):,}: truncated or oversized")
+    if size % 8:
+        raise WireError(f"header of {size:,} bytes: expected a multiple of 8, which keeps the tensors aligned")
     head = _json(bytes(data[8 : 8 + size]), "header")
     meta = head.pop("__metadata__", None)
     if not isinstance(meta, dict) or not isinstance(meta.get("potluck"), str):
         raise WireError('metadata without the key "potluck": not a frame of ours')
-    facts = _json(meta["potluck"].encode(), "metadata")
-    if facts.pop("format", None) != FORMAT:
+    facts = _json(meta["potluck"], "metadata")
+    version = facts.pop("format", None)
+    if type(version) is not int or version != FORMAT:
         raise WireError(f"another format version than {FORMAT}: upgrade Potluck on one of the two sides")
     scalars = facts.pop("scalars", None)
     if not isinstance(scalars, dict):
         raise WireError("metadata without scalars")
+    for name, fact in facts.items():
+        if not (_flat(fact) or (isinstance(fact, dict) and all(map(_flat, fact.values())))):
+            raise WireError(f"fact {name[:80]!r}: expected a scalar, a list of scalars, or scalars by name")
     entries = {name: _entry(name, value) for name, value in head.items()}
     _demand_gapless(entries, len(data) - 8 - size)
     for path in [*scalars, *entries]:
         _demand_path(path)
+    for path, value in scalars.items():
+        _demand_scalar(path, value)
+        if path in entries:
+            raise WireError("stands twice, as a tensor and as a scalar", tensor=path[:80])
     return Header(facts=facts, scalars=scalars, entries=entries, payload_at=8 + size)
 
 
@@ -126,6 +151,8 @@ def tensors_of(frame: Buffer, header: Header) -> dict[str, Any]:
     by_path: dict[str, Any] = dict(header.scalars)
     for path, entry in header.entries.items():
         by_path[path] = _tensor(own, header.payload_at, entry)
+        if entry.dtype == torch.bool and bool((by_path[path].view(torch.uint8) > 1).any()):
+            raise WireError("a truth value is neither 0 nor 1", tensor=path[:80])
     try:
         return trees.assemble(by_path)
     except ValueError as error:
@@ -145,7 +172,7 @@ def _tensor(own: Buffer, payload_at: int, entry: Entry) -> Tensor:
     return torch.frombuffer(own, dtype=entry.dtype, count=count, offset=payload_at + entry.start).view(entry.shape)
 
 
-def _json(text: bytes, what: str) -> dict[str, Any]:
+def _json(text: bytes | str, what: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
@@ -155,8 +182,23 @@ def _json(text: bytes, what: str) -> dict[str, Any]:
     def no_constant(name: str) -> float:
         raise WireError(f"{what} holds {name}: expected finite numbers")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        return number if math.isfinite(number) else no_constant(digits[:20])
+
+    def whole(digits: str) -> int:
+        if len(digits) > 20 or not LOWEST_INTEGER <= int(digits) <= HIGHEST_INTEGER:
+            raise WireError(f"{what} holds the number {digits[:20]}...: expected at most 64 bits")
+        return int(digits)
+
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode(),
+            object_pairs_hook=unique,
+            parse_constant=no_constant,
+            parse_float=finite,
+            parse_int=whole,
+        )
     except (ValueError, RecursionError) as error:
         if isinstance(error, WireError):
             raise
@@ -167,8 +209,23 @@ def _json(text: bytes, what: str) -> dict[str, Any]:
 
 
 def _demand_path(path: str) -> None:
-    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+    if path == "__metadata__" or any(part in ("", ".", "..") for part in path.split("/")):
         raise WireError("expected names joined by single slashes, without '.' or '..'", tensor=path[:80])
+
+
+def _demand_scalar(path: str, value: Any) -> None:
+    if value != {} and not _flat(value):
+        raise WireError("expected a scalar, or a list of scalars", tensor=path[:80])
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, float) and not math.isfinite(part):
+            raise WireError("holds NaN or infinity", tensor=path[:80])
+        if isinstance(part, int) and not LOWEST_INTEGER <= part <= HIGHEST_INTEGER:
+            raise WireError("a whole number of more than 64 bits", tensor=path[:80])
+
+
+def _flat(value: Any) -> bool:
+    """Whether ``value`` is a scalar or a list of scalars: nothing that nests."""
+    return all(isinstance(part, (bool, int, float, str)) for part in (value if isinstance(value, list) else [value]))
 
 
 def _entry(name: str, value: Any) -> Entry:
@@ -180,6 +237,8 @@ def _entry(name: str, value: Any) -> Entry:
     if not (_naturals(shape) and len(shape) <= MOST_DIMENSIONS and _naturals(offsets) and len(offsets) == 2):
         raise WireError("expected a shape and offsets of natural numbers", tensor=name[:80])
     start, stop = offsets
+    if math.prod(max(1, size) for size in shape) > HIGHEST_INTEGER:
+        raise WireError("a shape of more than 64 bits", tensor=name[:80])
     if stop - start != math.prod(shape) * dtype.itemsize or start % dtype.itemsize:
         raise WireError(f"shape {tuple(shape)} does not fill bytes {start} to {stop}", tensor=name[:80])
     return Entry(dtype=dtype, shape=tuple(shape), start=start, stop=stop)

@@ -41,8 +41,10 @@ class Int8:
 
     def decode(self, node: Mapping[str, Any]) -> Tensor:
         levels, step = node[self.name], node.get("scale")
-        if not isinstance(levels, Tensor) or not isinstance(step, Tensor):
+        if not isinstance(levels, Tensor) or not isinstance(step, Tensor) or len(node) != 2:
             raise WireError("int8: expected levels and a scale")
+        if (levels.dtype, step.dtype, step.shape) != (torch.int8, torch.float32, (1,)):
+            raise WireError("int8: expected levels of int8 and one scale of float32")
         return levels.to(torch.float32) * step
 
     def respec(self, leaf: Array) -> Mapping[str, Array]:
