@@ -20,6 +20,7 @@ from potluck.models.lowrank import (
     recover,
 )
 from potluck.models.matrix import Flatten, break_even, from_matrix, matrix_shape, to_matrix
+from potluck.models.resnet import BasicBlock
 from potluck.models.zoo import count_parameters, make
 
 FLATTEN: tuple[Flatten, ...] = ("ok_ik", "o_ikk")
@@ -176,6 +177,15 @@ def test_what_stays_full_by_the_hybrid_rule() -> None:
     first = [f"stages.stage1.{i}.conv{j}" for i in range(3) for j in (1, 2)]
     second = [f"stages.stage2.{i}.conv{j}" for i in range(4) for j in (1, 2)]
     assert set(of_34) == {"stem", *first, *second, *shortcuts, "classifier"}
+
+
+def test_the_only_block_of_a_net_may_be_factorised() -> None:
+    def net(blocks: int) -> nn.Module:
+        inner = [BasicBlock(8, 8, 1, "group", project=False) for _ in range(blocks)]
+        return nn.Sequential(nn.Conv2d(3, 8, 3), *inner, nn.Flatten(), nn.Linear(8 * 36, 2))
+
+    assert [*factorisable(net(1))] == ["1.conv1", "1.conv2"]
+    assert [*factorisable(net(2))] == ["2.conv1", "2.conv2"]
 
 
 def test_keep_full_replaces_the_rule() -> None:

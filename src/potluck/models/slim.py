@@ -174,7 +174,7 @@ def _slice(made: nn.Module, x_B: Tensor, rate: float, last: str) -> tuple[dict[s
 
 
 def _width(outputs: int, rate: float, unit: int) -> int:
-    kept = math.ceil(rate * outputs - 1e-9)  # 0.1 * 30 is a little more than 3
+    kept = math.ceil(rate * outputs - 1e-9)  # 0.28 * 25 is a little more than 7
     return min(outputs, -(-kept // unit) * unit)
 
 
