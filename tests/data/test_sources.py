@@ -151,6 +151,8 @@ def test_describe_has_a_line_for_each_source() -> None:
         ("npz:/does/not/exist.npz", "is not there"),
         ("idx:/does/not/exist", "is not there"),
         ("idx:$NOT_SET_ANYWHERE/x", "environment variable NOT_SET_ANYWHERE"),
+        ("npz:~nobody-of-that-name/x.npz", "is not there"),
+        ("npz:" + "a" * 5000, "cannot be looked up"),
         ("hf:./does/not/exist", "is not there"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample, as (channels, height, width), or (features,)."""
         return tuple(self.x_train.shape[1:])
+
+
+def expanded(where: str) -> str:
+    """The path with ``~`` and ``$VARIABLES`` filled in; what is unknown stays as it is."""
+    return os.path.expanduser(os.path.expandvars(where))  # noqa: PTH111 - pathlib's raises where a user is unknown
 
 
 def samples(x: Array, what: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from potluck.core.errors import DataError
 from potluck.data import npz
-from potluck.data.dataset import Array, Dataset
+from potluck.data.dataset import Array, Dataset, expanded
 from potluck.data.spec import Files
 
 
@@ -22,7 +21,7 @@ def with_files(dataset: Dataset, spec: Files, devices: int) -> tuple[Dataset, li
 
     Beside it each device's positions in ``x_test``, where the files hold test data; these then replace the source's.
     """
-    paths = sorted(Path(path) for path in glob.glob(str(Path(os.path.expandvars(spec.files)).expanduser())))  # noqa: PTH207 - an absolute pattern
+    paths = sorted(Path(path) for path in glob.glob(expanded(spec.files)))  # noqa: PTH207 - pathlib takes no absolute pattern
     if len(paths) != devices:
         raise DataError(
             f"partition 'files': {len(paths)} files match {spec.files!r} for {devices} devices, expected one file each."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 POOL_PER_DEVICE = 32
 """How many samples a device has on average, at least, where ``replace`` lets them come again."""
 
-DIRICHLET_ATTEMPTS = 10
+DIRICHLET_ATTEMPTS = 5
 """How many partitioners are tried; each draws eleven times by itself."""
 
 

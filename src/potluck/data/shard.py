@@ -64,19 +64,24 @@ def share_out(
         classes=arranged.classes,
         domains=arranged.domain_train,
     )
-    test = replace(
-        train,
-        images=arranged.x_test,
-        labels=arranged.y_test,
-        index=torch.arange(len(arranged.x_test), dtype=torch.int64),
-        domains=arranged.domain_test,
-    )
+    test = _test(arranged, train)
     return Shares(
         train=tuple(replace(train, index=part) for part in parts),
         public=replace(train, index=public_rows) if len(public_rows) else None,
         held=replace(train, index=server_rows) if len(server_rows) else None,
         test=test,
         tests=None if tests is None else tuple(replace(test, index=rows) for rows in tests),
+    )
+
+
+def _test(dataset: Dataset, train: Shard) -> Shard:
+    """All test data, seen as ``train`` is."""
+    return replace(
+        train,
+        images=dataset.x_test,
+        labels=dataset.y_test,
+        index=torch.arange(len(dataset.x_test), dtype=torch.int64),
+        domains=dataset.domain_test,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from potluck.core.errors import DataError
 from potluck.data import bundled, cifar, folder, hub, idx, npz
-from potluck.data.dataset import Dataset
+from potluck.data.dataset import Dataset, expanded
 
 __all__ = ["SOURCES", "Dataset", "Source", "describe", "load"]
 
@@ -108,13 +107,17 @@ def _forms() -> list[str]:
 
 def _path(kind: str, where: str) -> Path:
     """The path, expanded, which must be there."""
-    expanded = Path(os.path.expandvars(where)).expanduser()
-    unset = re.search(r"\$\{?(\w+)", str(expanded))
-    if unset and not expanded.exists():
+    path, form = Path(expanded(where)), SOURCES[kind].form
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DataError(f"{kind}:{where} cannot be looked up ({error.strerror}), expected {form}.") from error
+    unset = re.search(r"\$\{?(\w+)", str(path))
+    if unset and not there:
         raise DataError(f"{kind}:{where} needs the environment variable {unset[1]}, which is not set: set it first.")
-    if not expanded.exists():
-        raise DataError(f"{kind}:{where} is not there, expected {SOURCES[kind].form}: check the path {expanded}.")
-    if (kind in ("idx", "cifar10", "folder")) != expanded.is_dir() and kind != "hf":
+    if not there:
+        raise DataError(f"{kind}:{where} is not there, expected {form}: check the path {path}.")
+    if kind != "hf" and path.is_dir() != (kind != "npz"):
         wanted = "a folder" if kind != "npz" else "a file"
-        raise DataError(f"{kind}:{where} is not {wanted}, expected {SOURCES[kind].form}: check the path {expanded}.")
-    return expanded
+        raise DataError(f"{kind}:{where} is not {wanted}, expected {form}: check the path {path}.")
+    return path

@@ -15,7 +15,7 @@ from torch import Tensor
 from potluck.core.errors import DataError
 from potluck.core.types import Shard
 from potluck.data import npz
-from potluck.data.dataset import Array
+from potluck.data.dataset import Array, expanded
 from potluck.data.shard import Shares
 
 FORMAT = 1
@@ -71,7 +71,7 @@ def read_shard(
     which ``part`` chooses, takes normalisation and classes from ``like``, which every file must fit in shape. With
     ``digest``, the content must be what the manifest says.
     """
-    place = Path(str(path).removeprefix("npz:")).expanduser()
+    place = Path(expanded(str(path).removeprefix("npz:")))
     found = npz.canonical(npz.arrays(place))
     keys = npz.TEST if part == "test" and "x_test" in found else npz.TRAIN
     missing = [key for key in keys if key not in found]
