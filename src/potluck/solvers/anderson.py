@@ -22,8 +22,8 @@ from torch import Tensor
 from potluck.solvers.options import demand, demand_integer
 
 WARM_UP = 2
-LEAST_GAIN = 1e-6
-"""A mix must promise at least this relative decrease of the squared residual. With equal residuals there is none: H is
+LEAST_CHANGE = 1e-6
+"""A mix must change the squared residual by at least this part of it. Where all residuals are equal it cannot: H is
 singular but for its ridge, and averaging old iterates would only fall behind the plain step."""
 
 
@@ -126,8 +126,9 @@ def _weights(gram_Bnn: Tensor, usable_B: Tensor, ridge: float) -> tuple[Tensor, 
     solved_Bn, info_B = torch.linalg.solve_ex(H_Bnn + torch.diag_embed(ridge * one_Bn + (1 - one_Bn)), one_Bn)
     a_Bn = solved_Bn / solved_Bn.sum(1, keepdim=True)
     predicted_B = torch.einsum("bi,bij,bj->b", a_Bn, H_Bnn, a_Bn)
-    gains_B = predicted_B < (1 - LEAST_GAIN) * H_Bnn[:, -1, -1]  # false for NaN, hence for residuals of zero
-    sound_B = (info_B == 0) & torch.isfinite(a_Bn).all(1) & gains_B
+    newest_B = H_Bnn[:, -1, -1]
+    mixes_B = (predicted_B - newest_B).abs() > LEAST_CHANGE * newest_B  # false for NaN, hence for residuals of zero
+    sound_B = (info_B == 0) & torch.isfinite(a_Bn).all(1) & mixes_B
     return torch.where(sound_B[:, None], a_Bn, 0.0), sound_B
 
 

@@ -152,7 +152,7 @@ class Samples:
         met_B = self.met_B if tol is None else self.met_B | (active_B & sound_B & (residual_B <= tol))
         return Samples(
             steps_B=self.steps_B + active_B,
-            residual_B=torch.where(active_B, residual_B, self.residual_B),
+            residual_B=residual_B,
             met_B=met_B,
             finite_B=self.finite_B & (sound_B | ~active_B),
         )
@@ -190,12 +190,9 @@ def iterate(
         done += 1
         residual_B, sound_B = _measure(z, f_z, scale_B)
         moving_B = samples.active() & sound_B
-        whole = bool(moving_B.all())
-        if not whole:  # a value that is not finite must not enter the solver's state
-            f_z = torch.where(_like(sound_B, z), f_z, z)
         stepped, state = solver.step(state, z, f_z, residual_B)
         # A sample that meets the tolerance here still takes the step it has paid for.
-        z = stepped if whole else torch.where(_like(moving_B, z), stepped, z)
+        z = stepped if bool(moving_B.all()) else torch.where(_like(moving_B, z), stepped, z)
         samples = samples.after(residual_B, sound_B, tol)
         if record and done < steps:
             states.append(z)
