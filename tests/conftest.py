@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+from potluck.experiment.compare import variants
+from potluck.experiment.config import Experiment, override
 
 settings.register_profile("potluck", derandomize=True, deadline=None, print_blob=False)
 settings.load_profile("potluck")
@@ -42,3 +45,34 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+SMALL: dict[str, object] = {
+    "name": "small",
+    "rounds": 2,
+    "data": {"source": "synthetic:260,1,8,8", "public": 0.1, "server_samples": 20},
+    "model": {"name": "resnet8"},
+    "train": {"batch_size": 16},
+    "fleet": {
+        "tier": [
+            {"name": "small", "devices": 2, "gflops": 1.0, "uplink_mbps": 1.0, "availability": 0.9},
+            {"name": "large", "devices": 2, "gflops": 10.0},
+        ],
+        "participation": 0.75,
+    },
+    "engine": {"kind": "inprocess"},
+}
+"""Four devices in two tiers on data made up on the spot: a run takes about a second."""
+
+MakeExperiment = Callable[..., Experiment]
+
+
+@pytest.fixture
+def small() -> MakeExperiment:
+    """Makes the small experiment of a method, with ``key=value`` overrides; its net is of the method's kind."""
+
+    def make(method: str = "fedavg", *overrides: str) -> Experiment:
+        plain = Experiment.of(override({**SMALL, "method": {"name": method}}, overrides))
+        return variants(plain, [method], [plain.seed])[0][0]
+
+    return make

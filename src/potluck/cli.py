@@ -45,7 +45,9 @@ def run(
     from potluck.experiment import run as runs
     from potluck.experiment.config import Experiment
 
-    _attended(lambda listener: runs.run(Experiment.load(experiment, overrides or ()), folder, listener), quiet)
+    loaded = Experiment.load(experiment, overrides or ())
+    place = folder or runs.default_folder(loaded)
+    _attended(lambda listener: runs.run(loaded, place, listener), place, quiet)
 
 
 @app.command()
@@ -64,7 +66,7 @@ def resume(
     if not quiet:
         done, wanted = store.read_manifest(folder)["round"], store.read_experiment(folder).rounds + rounds
         out.print(f"{done} rounds done, {wanted - done} more, {wanted} in all")
-    _attended(lambda listener: runs.resume(folder, rounds, listener), quiet)
+    _attended(lambda listener: runs.resume(folder, rounds, listener), folder, quiet)
 
 
 @app.command()
@@ -81,10 +83,11 @@ def compare(
     Example: potluck compare recipes/digits.toml --methods local,fedavg,fedprox --seeds 0,1 --out runs/three
     """
     from potluck.experiment import compare as comparing
+    from potluck.experiment import run as runs
     from potluck.experiment.config import Experiment
 
     loaded = Experiment.load(experiment, overrides or ())
-    place = folder or Path("runs") / loaded.name
+    place = folder or runs.default_folder(loaded)
     wanted = comparing.variants(loaded, _names(methods), _numbers(seeds))
     shown: list[Progress] = []
 
@@ -144,19 +147,21 @@ def models() -> None:
     show_list(describe())
 
 
-def _attended(work: Callable[[Any], Any], quiet: bool) -> None:
+def _attended(work: Callable[[Any], Any], folder: Path, quiet: bool) -> None:
     """Runs ``work`` with a progress display, then shows the table."""
     progress = Progress()
     try:
         done = work(_silence() if quiet else progress)
+    except KeyboardInterrupt:
+        raise SystemExit(_interrupted(f"go on with: potluck resume {folder}")) from None
     finally:
         progress.ends()
     if quiet:
-        out.print(str(done.path))
+        out.print(str(folder), soft_wrap=True)
         return
     show_summaries([("", done.summary)])
-    _report([done.path], done.path / "report.html")
-    out.print(f"run folder  {done.path}")
+    _report([folder], folder / "report.html")
+    out.print(f"run folder  {folder}", soft_wrap=True)
 
 
 def _silence() -> Any:
@@ -196,7 +201,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _interrupted(remedy: str) -> int:
-    err.print(f"interrupted after the last checkpoint; {remedy}")
+    err.print(f"interrupted; the last checkpoint is whole. {remedy[:1].upper()}{remedy[1:]}", soft_wrap=True)
     return INTERRUPTED
 
 
@@ -225,8 +230,6 @@ def main() -> None:
     except PotluckError as error:
         err.print(f"[red]potluck:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(WRONG_INPUT) from None
-    except KeyboardInterrupt:
-        raise SystemExit(_interrupted("go on with: potluck resume RUN_DIR")) from None
 
 
 if __name__ == "__main__":

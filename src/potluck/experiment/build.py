@@ -18,9 +18,9 @@ from torch import nn
 
 from potluck.core.errors import ConfigError, ModelError
 from potluck.core.types import Device, NetChoice, Setup
-from potluck.data.dataset import Dataset
 from potluck.data.shard import Shares, share_out
 from potluck.data.sources import load
+from potluck.data.spec import column_of
 from potluck.engines.course import Course
 from potluck.engines.device import DeviceSide, OwnStore
 from potluck.engines.seam import Letters
@@ -40,8 +40,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {"cross_entropy": cross_entropy, "a
 def make_shares(experiment: Experiment) -> Shares:
     """Everybody's data. Raises DataError or ConfigError."""
     data = experiment.data
-    column = getattr(data.partition, "name", None) if data.partition.kind == "column" else None
-    dataset: Dataset = load(data.source, column=column)
+    dataset = load(data.source, column=column_of(data.partition))
     return share_out(
         dataset,
         data.partition,
@@ -131,6 +130,8 @@ def make_nets(experiment: Experiment, shape: tuple[int, ...], classes: int) -> N
         makers[tier.name] = partial(zoo.make, chosen.get(tier.name, model.name), shape, classes, model.norm)
     return Nets(
         makers,
+        shape=shape,
+        classes=classes,
         seed=experiment.seed,
         device=compute_device(experiment),
         channels_last=experiment.train.channels_last,

@@ -74,7 +74,7 @@ def prepare(experiment: Experiment) -> Prepared:
 
 def run(experiment: Experiment, out: str | Path | None = None, listener: Listener = SILENCE) -> Run:
     """Runs the experiment into ``out`` (default ``runs/<name>``). Raises PotluckError; a wrong one writes nothing."""
-    path = Path(out) if out is not None else Path("runs") / experiment.name
+    path = default_folder(experiment) if out is None else Path(out)
     store.demand_free(path)
     with torch_threads(experiment.engine.threads):
         ready = prepare(experiment)
@@ -82,6 +82,11 @@ def run(experiment: Experiment, out: str | Path | None = None, listener: Listene
             first = begin(ready.course)
             folder.checkpoint(first, facts=_facts(ready, 0.0), line=None, rows=())
             return _go_on(ready, folder, first, listener)
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """``runs/<name>``."""
+    return Path("runs") / experiment.name
 
 
 def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) -> Run:

@@ -12,6 +12,12 @@ T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, *Federated Opt
 
 Partial work, the paper's second idea, is ``[train] epochs`` per tier; a device that did less counts in full.
 
+What the term is not, though it is often written so: a sum of *unsquared* norms (its gradient would not vanish at w_t),
+or a distance to ``net.parameters()`` kept as the generator that it is (empty from the second batch on, so that the term
+is gone), or a matter of the server alone (whose side is plain averaging: without the device's half this is FedAvg).
+With F = a/2 (w - c)² and steps of size η, K steps from w_t end at w* + (1 - η (a + μ))^K (w_t - w*), where
+w* = (a c + μ w_t) / (a + μ): a test holds us to it.
+
 *Departures*: none known. The norm is squared, one sum over all trainable tensors; the term stands in the loss, so that
 momentum and weight decay see it. *Defaults*: ``mu`` = 0.01, the weaker end of the paper's search (our reading).
 """

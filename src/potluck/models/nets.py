@@ -41,11 +41,16 @@ class Nets:
         self,
         makers: Mapping[str, Callable[[], nn.Module]],
         *,
+        shape: tuple[int, ...] = (),
+        classes: int = 0,
         seed: int,
         device: str = "cpu",
         channels_last: bool = False,
         initial: Weights | None = None,
     ) -> None:
+        self.shape = shape
+        """The shape of one sample."""
+        self.classes = classes
         self._makers = dict(makers)
         self._seed = seed
         self._device = device

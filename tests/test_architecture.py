@@ -1,0 +1,85 @@
+"""The shape of the code: who imports whom, what an import loads, and how much a newcomer reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import potluck
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "potluck"
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout
+
+
+def test_imports_point_downwards() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_importing_potluck_loads_no_heavy_library() -> None:
+    heavy = ("flwr", "zenoh", "plotly", "datasets", "flwr_datasets", "sklearn", "typer", "rich", "pydantic", "torch")
+    loaded = json.loads(python("import potluck, sys, json; print(json.dumps(sorted(sys.modules)))"))
+    assert not set(heavy) & set(loaded)
+
+
+def test_running_needs_no_laboratory_until_data_are_loaded() -> None:
+    code = "from potluck.experiment import run; import sys, json; print(json.dumps(sorted(sys.modules)))"
+    assert not {"flwr", "zenoh", "plotly", "datasets", "flwr_datasets", "sklearn"} & set(json.loads(python(code)))
+
+
+def test_public_names() -> None:
+    assert potluck.__all__ == [
+        "METHODS",
+        "Device",
+        "Experiment",
+        "PotluckError",
+        "Run",
+        "Shard",
+        "load",
+        "resume",
+        "run",
+    ]
+    for name in potluck.__all__:
+        assert getattr(potluck, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing_of_ours"):
+        potluck.nothing_of_ours  # noqa: B018
+
+
+def test_a_newcomer_reads_under_500_lines() -> None:
+    files = ["methods/fedavg.py", "methods/protocol.py", "engines/round.py", "engines/inprocess.py"]
+    assert sum(len((SOURCE / name).read_text().splitlines()) for name in files) < 500
+
+
+def test_fedprox_is_not_a_copy_of_fedavg() -> None:
+    fedavg, fedprox = ((SOURCE / "methods" / f"{name}.py").read_text() for name in ("fedavg", "fedprox"))
+    lines = [line.strip() for line in fedprox.splitlines() if line.strip()]
+    theirs = {line.strip() for line in fedavg.splitlines()}
+    assert sum(line in theirs for line in lines) / len(lines) < 0.30
+
+
+def test_files_stay_small() -> None:
+    too_long = {
+        str(path.relative_to(SOURCE)): count
+        for path in SOURCE.rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 300
+    }
+    assert not too_long
+
+
+def test_nothing_is_pickled() -> None:
+    words = ("import pickle", "torch.save(", "torch.load(", "allow_pickle=True")
+    found = [path.name for path in SOURCE.rglob("*.py") if any(word in path.read_text() for word in words)]
+    assert not found

@@ -1,0 +1,192 @@
+"""The laws that every method obeys. They run over METHODS: a new method is tested by being added there.
+
+1 inputs are not mutated; 2 every tree survives its frame bitwise; 3 the order of devices does not matter; 4 a resumed
+run equals an unbroken one; 6 measured bytes are the bytes of the message; 7 no replies change nothing. Law 5 stands in
+test_engines_agree.py, the reductions (law 8) with the methods, hostile bytes (law 9) in attacks/.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from potluck.core import tree
+from potluck.core.types import Desk, Reply, Task
+from potluck.engines.inprocess import InProcess
+from potluck.engines.round import begin, play
+from potluck.engines.seam import Delivery, Order
+from potluck.experiment import build, run
+from potluck.experiment.config import Experiment
+from potluck.experiment.run import Prepared, prepare
+from potluck.methods import METHODS
+from potluck.wire import frame
+
+MakeExperiment = Callable[..., Experiment]
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def desk_of(ready: Prepared, round: int) -> Desk:
+    course = ready.course
+    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+
+
+def task_of(ready: Prepared, round: int, device: int) -> Task:
+    shares = ready.shares
+    found = ready.course.fleet.devices[device]
+    return Task(round=round, device=found, data=shares.train[device], public=shares.public, seed=ready.course.seed)
+
+
+def one_exchange(ready: Prepared, device: int = 0) -> dict[str, Any]:
+    """State, Down, Own and Up of a device in the first round."""
+    method, desk = ready.course.method, desk_of(ready, 1)
+    state = method.start(desk_of(ready, 0))
+    down = method.cast(state, ready.course.fleet.devices[device], desk)
+    own, up = method.train(None, down, task_of(ready, 1, device))
+    return {"state": state, "down": down, "own": own or {}, "up": up}
+
+
+@every_method
+def test_inputs_are_not_mutated(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    made, course = one_exchange(ready), ready.course
+    before = copy.deepcopy(made)
+    desk, device = desk_of(ready, 2), course.fleet.devices[0]
+    course.method.cast(made["state"], device, desk)
+    course.method.train(made["own"] or None, made["down"], task_of(ready, 2, 0))
+    course.method.expect(made["state"], device, desk)
+    course.method.merge(made["state"], [Reply(device=device, round=1, up=made["up"])], desk)
+    course.method.model(made["state"], made["own"] or None, device)
+    for name, value in made.items():
+        assert tree.equal(value, before[name]), name
+
+
+@every_method
+def test_trees_survive_their_frames_bitwise(small: MakeExperiment, method: str) -> None:
+    for name, value in one_exchange(prepare(small(method))).items():
+        assert tree.equal(frame.decode(frame.encode(value))[0], value), name
+
+
+@every_method
+def test_training_does_not_depend_on_what_ran_before(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    first = one_exchange(ready, device=1)["up"]
+    torch.manual_seed(12345)
+    one_exchange(ready, device=3)
+    assert tree.equal(one_exchange(ready, device=1)["up"], first)
+
+
+class Backwards:
+    """Answers the orders of a round from the last to the first, and delivers them in order."""
+
+    def __init__(self, inner: InProcess) -> None:
+        self.inner = inner
+
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
+        asked = list(orders)
+        answered = [next(iter(self.inner.exchange([order], deadline_s))) for order in reversed(asked)]
+        yield from reversed(answered)
+
+
+@every_method
+def test_the_order_of_devices_does_not_matter(small: MakeExperiment, method: str, tmp_path: Path) -> None:
+    digests = []
+    for name, wrap in {"forwards": lambda engine: engine, "backwards": Backwards}.items():
+        ready = prepare(small(method))
+        engine = wrap(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path / name)))
+        *_, last = play(ready.course, engine, begin(ready.course), 2)
+        digests.append(last.snapshot.digest())
+    assert digests[0] == digests[1]
+
+
+class StopError(Exception):
+    """A crash between two rounds."""
+
+
+class StopAfter:
+    """A listener that crashes the run after a round."""
+
+    def __init__(self, round: int) -> None:
+        self.round = round
+
+    def begins(self, experiment: Experiment, folder: Path, first_round: int, warnings: Sequence[str]) -> None:
+        return
+
+    def round_done(self, line: dict[str, Any]) -> None:
+        if line["round"] == self.round:
+            raise StopError
+
+
+@every_method
+def test_a_resumed_run_equals_an_unbroken_one(small: MakeExperiment, method: str, tmp_path: Path) -> None:
+    whole = run.run(small(method, "rounds=4"), tmp_path / "whole")
+    with pytest.raises(StopError):
+        run.run(small(method, "rounds=4"), tmp_path / "broken", StopAfter(2))
+    broken = run.resume(tmp_path / "broken")
+    assert broken.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert [line["round"] for line in broken.rounds] == [1, 2, 3, 4]
+    assert broken.ledger == whole.ledger
+    assert broken.summary["accuracy"] == whole.summary["accuracy"]
+
+
+@every_method
+def test_added_rounds_equal_planned_ones(small: MakeExperiment, method: str, tmp_path: Path) -> None:
+    whole = run.run(small(method, "rounds=3", "train.schedule_rounds=3"), tmp_path / "whole")
+    run.run(small(method, "rounds=2", "train.schedule_rounds=3"), tmp_path / "short")
+    longer = run.resume(tmp_path / "short", more_rounds=1)
+    assert longer.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert longer.summary["rounds"] == 3
+
+
+@every_method
+def test_measured_bytes_are_those_of_the_messages(small: MakeExperiment, method: str, tmp_path: Path) -> None:
+    found = run.run(small(method, "rounds=1"), tmp_path / "run")
+    first = next(row["device"] for row in found.ledger if row["verb"] == "train")
+    ready = prepare(small(method, "rounds=1"))
+    made = one_exchange(ready, device=first)
+    rows = [row for row in found.ledger if row["device"] == first and row["verb"] == "train"]
+    assert {row["direction"]: row["tensor_bytes"] for row in rows} == {
+        "down": tree.nbytes(made["down"]),
+        "up": tree.nbytes(made["up"]),
+    }
+    for row in rows:
+        assert 0 < row["encoded_bytes"] - row["tensor_bytes"] < 64 * 1024
+    ups = [row["encoded_bytes"] for row in found.ledger if row["direction"] == "up" and row["verb"] == "train"]
+    assert found.summary["bytes"]["up"] == sum(ups)
+
+
+@every_method
+def test_no_replies_leave_the_state_as_it_is(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    state = ready.course.method.start(desk_of(ready, 0))
+    merged = ready.course.method.merge(state, iter(()), desk_of(ready, 1))
+    assert tree.digest({"state": merged}) == tree.digest({"state": state})
+
+
+class NobodyAnswers:
+    """An engine whose devices are all lost."""
+
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
+        for order in orders:
+            yield Delivery(order=order, status="lost", reason="no answer")
+
+
+@every_method
+def test_a_round_without_answers_ends_and_says_so(small: MakeExperiment, method: str) -> None:
+    course = prepare(small(method)).course
+    before = begin(course)
+    (played,) = play(course, NobodyAnswers(), before, 1)
+    assert played.snapshot.digest() == before.digest()
+    assert {row.status for row in played.rows} == {"lost"}
+    assert played.seconds == course.fleet.deadline_s
+
+
+@every_method
+def test_a_frozen_value_with_a_line_about_it(method: str) -> None:
+    found = METHODS[method]
+    assert found.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert 10 < len((found.__doc__ or "").splitlines()[0]) < 100
