@@ -191,7 +191,7 @@ def make_channel(names: Sequence[Any], *, direction: str) -> Channel:
     known = CODECS
     key = f"wire.{direction}"
     for name in names:
-        if name != "zstd" and name not in known:
+        if not isinstance(name, str) or (name != "zstd" and name not in known):
             raise ConfigError(f"{key} holds {name!r}: expected some of {', '.join([*known, 'zstd'])}")
     if len(set(names)) != len(names):
         raise ConfigError(f"{key} = {list(names)}: each codec at most once")
