@@ -147,14 +147,12 @@ class Samples:
         return self.finite_B & ~self.met_B
 
     def after(self, residual_B: Tensor, sound_B: Tensor, tol: float | None) -> Samples:
-        """The tally after one more evaluation; a sample that no longer moves keeps its own."""
-        active_B = self.active()
-        met_B = self.met_B if tol is None else self.met_B | (active_B & sound_B & (residual_B <= tol))
+        """The tally after one more evaluation. A sample that rests gives the same f, hence the same findings, again."""
         return Samples(
-            steps_B=self.steps_B + active_B,
+            steps_B=self.steps_B + self.active(),
             residual_B=residual_B,
-            met_B=met_B,
-            finite_B=self.finite_B & (sound_B | ~active_B),
+            met_B=self.met_B if tol is None else self.met_B | (residual_B <= tol),
+            finite_B=self.finite_B & sound_B,
         )
 
 
@@ -214,7 +212,9 @@ def _measure(z: Tensor, f_z: Tensor, scale_B: Tensor | None) -> tuple[Tensor, Te
     """The residual at z (infinite where f is not finite), and where f is finite."""
     norm_B = _norm(f_z)
     sound_B = torch.isfinite(norm_B)
-    residual_B = _norm(f_z - z) / ((norm_B if scale_B is None else scale_B) + TINY)
+    # A scale that is given has no floor: gradients may be of any size.
+    unit_B = norm_B + TINY if scale_B is None else scale_B.clamp(min=torch.finfo(scale_B.dtype).tiny)
+    residual_B = _norm(f_z - z) / unit_B
     return residual_B.masked_fill(~sound_B, torch.inf), sound_B
 
 
