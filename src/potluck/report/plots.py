@@ -1,0 +1,269 @@
+"""The figures of one run: what it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from potluck.report import shapes
+from potluck.report.runs import Accuracy, Round, Run
+from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line
+from potluck.report.units import duration, plain, score, size
+
+BINS = 20
+MOST_TEXT = 120
+"""Cells of a heat map that carry their number."""
+
+
+def accuracy_lines(run: Run) -> Panel | None:
+    """Accuracy by round, by bytes and by simulated seconds; none where nothing was evaluated yet."""
+    rounds = shapes.thin(run.evaluated)
+    if not rounds:
+        return None
+    names, one = _curves(run, rounds)
+    entries = [Entry(name="mean", colour=shapes.INK), Entry(name="worst", colour=shapes.MUTED, dash="dot")]
+    entries += shapes.series([tier.name for tier in run.tiers])
+    legend = [entry for entry in entries if entry.name in names]
+    text = (
+        "Every tier deploys the same model here, so mean, worst and all tiers are one line."
+        if one
+        else "Of the model that a device would deploy after that round, on the held-out test set: the mean over "
+        "devices, the worst device, and the mean of each tier."
+    )
+    figures = [_against(run, rounds, legend, x) for x in progress_axes([run])]
+    return Panel(title=_metric(run), text=text, figures=figures, legend=() if one else legend, columns=3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """An x axis along which a run makes progress. ``scale`` is in seconds."""
+
+    kind: Literal["round", "bytes", "seconds"]
+    title: str
+    scale: float = 1.0
+    tick_format: str = ""
+    suffix: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands above a figure with this axis."""
+        return {"round": "by round", "bytes": "by bytes sent", "seconds": "by simulated time"}[self.kind]
+
+    def places(self, run: Run, rounds: Sequence[Round]) -> list[float]:
+        """The places of the rounds."""
+        if self.kind == "round":
+            return [float(found.number) for found in rounds]
+        if self.kind == "seconds":
+            return [found.simulated_seconds / self.scale for found in rounds]
+        sent, by_round = 0, {}
+        for found in run.rounds:
+            sent += found.traffic.total
+            by_round[found.number] = sent
+        return [float(by_round[found.number]) for found in rounds]
+
+    def words(self, places: Sequence[float]) -> list[str]:
+        """The places as a person reads them."""
+        if self.kind == "round":
+            return [f"round {place:.0f}" for place in places]
+        return [duration(p * self.scale) if self.kind == "seconds" else size(p) for p in places]
+
+
+def progress_axes(runs: Sequence[Run]) -> list[Progress]:
+    """By round, by bytes sent, by simulated time."""
+    scale, unit = shapes.time_unit(max((run.rounds[-1].simulated_seconds for run in runs if run.rounds), default=0))
+    return [
+        Progress(kind="round", title="round"),
+        Progress(kind="bytes", title="bytes sent, up and down", tick_format="~s", suffix="B"),
+        Progress(kind="seconds", title=f"simulated time ({unit})", scale=scale),
+    ]
+
+
+def _curves(run: Run, rounds: Sequence[Round]) -> tuple[set[str], bool]:
+    """The names of the curves worth drawing, and whether they are all one."""
+    found = [line.accuracy for line in rounds if line.accuracy is not None]
+    if all(shapes.same([a.mean, a.worst, *a.tiers.values()]) for a in found):
+        return {"mean"}, True
+    return {"mean", "worst", *(name for a in found for name in a.tiers)}, False
+
+
+def value_of(accuracy: Accuracy | None, name: str) -> float | None:
+    """The mean, the worst, or a tier's accuracy."""
+    if accuracy is None:
+        return None
+    return {"mean": accuracy.mean, "worst": accuracy.worst}.get(name, accuracy.tiers.get(name))
+
+
+def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Progress) -> Figure:
+    places = x.places(run, rounds)
+    words = x.words(places)
+    data = []
+    for entry in legend:
+        y = [value_of(found.accuracy, entry.name) for found in rounds]
+        made = line(entry.name, places, y, entry, f"%{{y:{shapes.score_format(run.metric)}}}")
+        made["line"]["width"] = 3 if entry.name == "mean" else 1.75
+        made["customdata"] = words
+        made["hovertemplate"] = f"%{{y:{shapes.score_format(run.metric)}}} · %{{customdata}}"
+        data.append(made)
+    return Figure(
+        title=x.heading,
+        data=data,
+        layout=layout(axis(x.title, x.tick_format, x.suffix), score_axis(run.metric)),
+    )
+
+
+def score_axis(metric: str, title: str = "") -> dict[str, object]:
+    """The axis of a metric."""
+    return axis(title, ".0%" if metric == "accuracy" else "")
+
+
+def _metric(run: Run) -> str:
+    return run.metric[:1].upper() + run.metric[1:]
+
+
+def final(run: Run) -> Panel | None:
+    """The last evaluated round by device, where devices own their models; else by tier."""
+    accuracy = run.accuracy
+    if accuracy is None:
+        return None
+    if not accuracy.devices:
+        return _by_tier(run, accuracy)
+    if len(accuracy.devices) > shapes.MOST_DEVICES:
+        return _histogram(run, accuracy)
+    return _by_device(run, accuracy)
+
+
+def _by_tier(run: Run, accuracy: Accuracy) -> Panel | None:
+    if shapes.same(list(accuracy.tiers.values())) or not accuracy.tiers:
+        return None
+    ordered = sorted(accuracy.tiers, key=lambda tier: accuracy.tiers[tier])
+    worst = ordered[0]
+    colours = {entry.name: entry.colour for entry in shapes.series([tier.name for tier in run.tiers])}
+    data = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [accuracy.tiers[tier] for tier in ordered],
+        "y": [plain(tier) for tier in ordered],
+        "text": [score(accuracy.tiers[t], run.metric) + (" · worst" if t == worst else "") for t in ordered],
+        "textposition": "auto",
+        "marker": {
+            "color": [colours.get(tier, shapes.MUTED) for tier in ordered],
+            "pattern": {"shape": ["/" if tier == worst else "" for tier in ordered]},
+        },
+        "hovertemplate": f"%{{y}}: %{{x:{shapes.score_format(run.metric)}}}<extra></extra>",
+    }
+    y = axis() | {"type": "category"}
+    figure = Figure(
+        title="", data=[data], layout=layout(score_axis(run.metric), y), height=70 + 38 * len(accuracy.tiers)
+    )
+    return Panel(
+        title="Final accuracy by tier",
+        text="One model a tier, so a bar is the figure of each of its devices. The hatched bar is the worst tier.",
+        figures=[figure],
+    )
+
+
+def _by_device(run: Run, accuracy: Accuracy) -> Panel:
+    tier_of = run.tier_of
+    ordered = sorted(accuracy.devices, key=lambda device: (-accuracy.devices[device], device))
+    worst = ordered[-1]
+    legend = [Entry(name=e.name, colour=e.colour, mark="box") for e in shapes.series([tier.name for tier in run.tiers])]
+    data = []
+    for entry in legend:
+        mine = [device for device in ordered if tier_of.get(device) == entry.name]
+        data.append(
+            {
+                "type": "bar",
+                "name": plain(entry.name),
+                "x": [str(device) for device in mine],
+                "y": [accuracy.devices[device] for device in mine],
+                "marker": {
+                    "color": entry.colour,
+                    "pattern": {"shape": ["/" if device == worst else "" for device in mine]},
+                },
+                "hovertemplate": f"device %{{x}}: %{{y:{shapes.score_format(run.metric)}}}",
+            }
+        )
+    x = axis("device, best to worst") | {"type": "category", "categoryarray": [str(device) for device in ordered]}
+    made = layout(x | {"categoryorder": "array", "tickangle": 0}, score_axis(run.metric), mode="overlay")
+    return Panel(
+        title="Final accuracy by device",
+        text=f"Each device has a model of its own. The worst one, hatched, is device {worst} "
+        f"({tier_of.get(worst, 'unknown tier')}) with {score(accuracy.devices[worst], run.metric)}.",
+        figures=[Figure(title="", data=data, layout=made, height=300)],
+        legend=legend,
+    )
+
+
+def _histogram(run: Run, accuracy: Accuracy) -> Panel:
+    values, tier_of = accuracy.devices, run.tier_of
+    low, high = min(values.values()), max(values.values())
+    width = (high - low) / BINS or 1.0
+    middles = [low + (place + 0.5) * width for place in range(BINS)]
+    legend = [Entry(name=e.name, colour=e.colour, mark="box") for e in shapes.series([tier.name for tier in run.tiers])]
+    data = []
+    for entry in legend:
+        counts = [0] * BINS
+        for device, value in values.items():
+            if tier_of.get(device) == entry.name:
+                counts[min(BINS - 1, int((value - low) / width))] += 1
+        hover = f"%{{y}} devices at about %{{x:{shapes.score_format(run.metric)}}}"
+        marker = {"color": entry.colour}
+        name = plain(entry.name)
+        data.append({"type": "bar", "name": name, "x": middles, "y": counts, "hovertemplate": hover, "marker": marker})
+    worst = min(values, key=lambda device: (values[device], device))
+    made = layout(score_axis(run.metric, "accuracy") | {"title": {"text": plain(run.metric)}}, axis("devices"))
+    return Panel(
+        title="Final accuracy of the devices",
+        text=f"How many of the {len(values):,} devices reached what. The worst is device {worst} "
+        f"({tier_of.get(worst, 'unknown tier')}) with {score(values[worst], run.metric)}.",
+        figures=[Figure(title="", data=data, layout=made | {"barmode": "stack", "bargap": 0.05}, height=300)],
+        legend=legend,
+    )
+
+
+def domains(run: Run) -> Panel | None:
+    """Accuracy by domain of the last evaluated round: rows are devices where each has its own model, else tiers."""
+    accuracy = run.accuracy
+    if accuracy is None or not accuracy.domains:
+        return None
+    rows = _domain_rows(run, accuracy)
+    wide = max(len(values) for values in rows.values())
+    cells = wide * len(rows)
+    data = {
+        "type": "heatmap",
+        "x": [f"domain {place}" for place in range(wide)],
+        "y": [plain(name) for name in rows],
+        "z": list(rows.values()),
+        "colorscale": [[0, "var(--heat-0)"], [1, "var(--heat-1)"]],
+        "texttemplate": f"%{{z:{shapes.score_format(run.metric)}}}" if cells <= MOST_TEXT else "",
+        "xgap": 2,
+        "ygap": 2,
+        "showscale": cells > MOST_TEXT,
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%" if run.metric == "accuracy" else ""},
+        "hovertemplate": f"%{{y}}, %{{x}}: %{{z:{shapes.score_format(run.metric)}}}<extra></extra>",
+    }
+    y = axis() | {"type": "category", "autorange": "reversed", "showgrid": False}
+    made = layout(axis() | {"showgrid": False, "type": "category"}, y)
+    return Panel(
+        title="Final accuracy by domain",
+        text="The same models, on the test samples of each domain apart.",
+        figures=[Figure(title="", data=[data], layout=made, height=max(130, 60 + min(40, 30) * len(rows)))],
+    )
+
+
+def _domain_rows(run: Run, accuracy: Accuracy) -> dict[str, list[float]]:
+    tier_of = run.tier_of
+    if accuracy.devices and len(accuracy.domains) <= 40:
+        return {
+            f"device {device} ({tier_of.get(device, '?')})": list(v) for device, v in sorted(accuracy.domains.items())
+        }
+    rows: dict[str, list[float]] = {}
+    for tier in run.tiers:
+        found = [accuracy.domains[device] for device in tier.devices if device in accuracy.domains]
+        if found:
+            rows[tier.name] = [sum(column) / len(column) for column in zip(*found, strict=False)]
+    values = list(rows.values())
+    if len(values) > 1 and all(shapes.same(list(column)) for column in zip(*values, strict=False)):
+        return {"every tier": values[0]}
+    return rows

@@ -1,0 +1,279 @@
+"""The tables of a report, as markup in which every word of the user is escaped."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from potluck.report import ledger
+from potluck.report.ledger import WRONG, Traffic
+from potluck.report.runs import Run
+from potluck.report.units import NONE, Html, count, duration, esc, number, ranges, score, size
+
+MOST_TROUBLES = 200
+SECTIONS = ("data", "model", "method", "train", "fleet", "wire", "evaluate", "engine")
+"""The sections of an experiment file, in the order of its documentation."""
+
+
+def table(head: Sequence[object], rows: Sequence[Sequence[object]], words: int = 1) -> Html:
+    """A table in a box of its own that scrolls sideways. All but the first ``words`` columns are numbers."""
+    side = ['<th scope="col"{}>{}</th>'.format("" if i < words else ' class="n"', esc(h)) for i, h in enumerate(head)]
+    lines = []
+    for row in rows:
+        cells = [
+            "<td{}>{}</td>".format("" if i < words else ' class="n"', esc(value))
+            if i
+            else f'<th scope="row">{esc(value)}</th>'
+            for i, value in enumerate(row)
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return Html(
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{"".join(side)}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def headline(run: Run) -> Html:
+    """The numbers a reader looks for first, large."""
+    accuracy, sent = run.accuracy, run.traffic
+    last = run.rounds[-1] if run.rounds else None
+    cards: list[tuple[str, str, str]] = []
+    if accuracy is not None:
+        at = run.evaluated[-1].number
+        cards += [
+            (f"mean {run.metric}", score(accuracy.mean, run.metric), f"over devices, after round {at}"),
+            ("worst device", score(accuracy.worst, run.metric), f"10th percentile {score(accuracy.p10, run.metric)}"),
+        ]
+    else:
+        cards.append((run.metric, NONE, "not evaluated yet"))
+    wall = run.summary.get("wall_seconds", last.wall_seconds if last else None)
+    cards += [
+        ("bytes sent", size(sent.total), f"{size(sent.up)} up, {size(sent.down)} down"),
+        ("simulated time", duration(last.simulated_seconds if last else None), "what the fleet would have taken"),
+        ("wall time", duration(wall), "on the machine that ran it"),
+        (
+            "peak memory",
+            size(run.summary.get("peak_rss_bytes")),
+            "all processes of the run" if run.summary else "known at the end",
+        ),
+    ]
+    merged, missed = replies(run)
+    cards += [
+        ("parameters", parameters(run), "of what a device deploys" if run.summary else "known at the end"),
+        ("replies merged", count(merged), f"of {count(merged + missed)}"),
+    ]
+    made = [f"<div><dt>{esc(a)}</dt><dd><b>{esc(b)}</b><span>{esc(c)}</span></dd></div>" for a, b, c in cards]
+    return Html(f'<dl class="cards">{"".join(made)}</dl>')
+
+
+def replies(run: Run, tier: str | None = None) -> tuple[int, int]:
+    """How many replies were merged and how many were not, of a tier or of all."""
+    mine = {device for found in run.tiers for device in found.devices if tier in (None, found.name)}
+    merged = sum(many for device, many in run.ledger.merged.items() if device in mine)
+    return merged, sum(len(trouble.rounds) for trouble in run.ledger.troubles if trouble.device in mine)
+
+
+def warnings(run: Run) -> list[str]:
+    """What a reader must know before the numbers: a tier of which nothing was ever merged."""
+    silent = [
+        (tier.name, missed)
+        for tier in run.tiers
+        for merged, missed in [replies(run, tier.name)]
+        if missed and not merged
+    ]
+    return [
+        f"No reply of tier {name} was ever merged: all {missed:,} were late, lost or rejected, and what its devices "
+        "hold did not count."
+        for name, missed in silent
+    ]
+
+
+def by_tier(run: Run) -> Html:
+    """A row for each tier: what it has, what it reached, what it cost."""
+    accuracy, parameters = run.accuracy, run.summary.get("parameters", {})
+    head = ["tier", "devices", "up / down link", run.metric, "parameters", "bytes up", "bytes down", "replies merged"]
+    rows: list[Sequence[object]] = []
+    for tier in run.tiers:
+        sent = ledger.add(run.ledger.traffic[d] for d in tier.devices if d in run.ledger.traffic)
+        merged, missed = replies(run, tier.name)
+        up, down = (number(tier.settings.get(f"{side}link_mbps", NONE)) for side in ("up", "down"))
+        rows.append(
+            [
+                tier.name,
+                count(len(tier.devices)),
+                f"{up} / {down} Mbit/s",
+                score(accuracy.tiers.get(tier.name) if accuracy else None, run.metric),
+                count(parameters.get(tier.name)),
+                size(sent.up),
+                size(sent.down),
+                f"{count(merged)} of {count(merged + missed)}",
+            ]
+        )
+    return table(head, rows)
+
+
+def troubles(run: Run) -> Html:
+    """Who was late, lost or rejected, how often, when, and why; the most troubled first."""
+    found = sorted(run.ledger.troubles, key=lambda t: (-len(t.rounds), t.device, t.status))
+    rows = [
+        [f"device {t.device}", t.tier, t.status, ranges(t.rounds), t.reason or NONE, count(len(t.rounds))]
+        for t in found[:MOST_TROUBLES]
+    ]
+    made = table(["device", "tier", "status", "rounds", "reason (of the last time)", "times"], rows, words=5)
+    if len(found) > MOST_TROUBLES:
+        made = Html(made + f"<p>The {MOST_TROUBLES} most frequent of {len(found):,}; all stand in ledger.jsonl.</p>")
+    return made
+
+
+def trouble_words(run: Run) -> str:
+    """How many replies were late, lost or rejected, in words."""
+    counts = {status: sum(len(t.rounds) for t in run.ledger.troubles if t.status == status) for status in WRONG}
+    asked = sum(counts.values()) + sum(run.ledger.merged.values())
+    parts = [f"{many:,} {'was' if many == 1 else 'were'} {status}" for status, many in counts.items() if many]
+    return f"Of {asked:,} replies, {' and '.join(parts)}." if parts else f"All {asked:,} replies were merged."
+
+
+def constant_notes(run: Run, found: Mapping[str, Mapping[str, float]]) -> Html:
+    """Notes that were the same in every round."""
+    tiers = [tier.name for tier in run.tiers]
+    rows = [
+        [name, *(number(values[t]) if t in values else NONE for t in tiers)] for name, values in sorted(found.items())
+    ]
+    return table(["the same in every round", *tiers], rows)
+
+
+def settings(run: Run) -> Html:
+    """The resolved experiment: a small table a section, and the tiers of the fleet as one."""
+    top = {key: value for key, value in run.experiment.items() if not isinstance(value, dict)}
+    boxes = [_section("run", top)]
+    for name in [*SECTIONS, *(key for key in run.experiment if key not in SECTIONS)]:
+        found = run.experiment.get(name)
+        if isinstance(found, dict) and found:
+            boxes.append(
+                _section(name, {key: value for key, value in found.items() if (name, key) != ("fleet", "tier")})
+            )
+    keys = list(dict.fromkeys(key for tier in run.tiers for key in tier.settings))
+    tiers = table(keys, [[_value(tier.settings.get(key, NONE)) for key in keys] for tier in run.tiers])
+    return Html(f'<div class="sections">{"".join(boxes)}</div><h4>fleet.tier</h4>{tiers}')
+
+
+def _section(name: str, found: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><th scope='row'>{esc(key)}</th><td>{esc(_value(value))}</td></tr>" for key, value in flat(found).items()
+    ]
+    return f'<section><h4>{esc(name)}</h4><div class="scroll"><table>{"".join(rows)}</table></div></section>'
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_value(inner) for inner in value) or "none"
+    return repr(value) if isinstance(value, float) else str(value) if value != "" else "none"
+
+
+def flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; an array of tables counts its tables by name or number."""
+    made: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            made |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value):
+            for place, inner in enumerate(value):
+                made |= flat(inner, f"{prefix}{key}.{inner.get('name', place)}.")
+        else:
+            made[f"{prefix}{key}"] = value
+    return made
+
+
+def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """A row for each run."""
+    tiers = list(dict.fromkeys(tier.name for run in runs for tier in run.tiers))
+    # Where method and seed do not tell runs apart, their names in the figures stand in front.
+    more = (
+        ["run"]
+        if any(label != f"{run.method}, seed {run.seed}" for run, label in zip(runs, labels, strict=True))
+        else []
+    )
+    head = [*more, "method", "seed", "rounds", "mean", "worst", *tiers]
+    head += ["bytes up", "bytes down", "in all", "simulated", "parameters", "peak memory"]
+    rows = [[*([label] if more else []), *_comparison_row(run, tiers)] for run, label in zip(runs, labels, strict=True)]
+    return table(head, rows, words=1 + len(more))
+
+
+def _comparison_row(run: Run, tiers: Sequence[str]) -> list[object]:
+    accuracy, sent = run.accuracy, run.traffic
+    return [
+        run.method,
+        run.seed,
+        str(run.done) if run.finished else f"{run.done} of {run.planned}",
+        score(accuracy.mean if accuracy else None, run.metric),
+        score(accuracy.worst if accuracy else None, run.metric),
+        *(score(accuracy.tiers.get(tier) if accuracy else None, run.metric) for tier in tiers),
+        size(sent.up),
+        size(sent.down),
+        size(sent.total),
+        duration(run.rounds[-1].simulated_seconds if run.rounds else None),
+        parameters(run),
+        size(run.summary.get("peak_rss_bytes")),
+    ]
+
+
+def parameters(run: Run) -> str:
+    """The parameters of the tiers' models: one number, or the least and the most."""
+    found = sorted(run.summary.get("parameters", {}).values())
+    if not found:
+        return NONE
+    return count(found[0]) if found[0] == found[-1] else f"{count(found[0])}–{count(found[-1])}"
+
+
+def over_seeds(groups: Mapping[str, Sequence[Run]]) -> Html | None:
+    """A row for each method with several seeds: mean and sample deviation over finished runs."""
+    rows: list[Sequence[object]] = []
+    for name, runs in groups.items():
+        done = [run for run in runs if run.finished and run.accuracy is not None]
+        if len(done) < 2:
+            continue
+        means = [run.accuracy.mean for run in done if run.accuracy]
+        worsts = [run.accuracy.worst for run in done if run.accuracy]
+        sent: list[Traffic] = [run.traffic for run in done]
+        metric = done[0].metric
+        rows.append(
+            [
+                name,
+                len(done),
+                _spread(means, metric),
+                _spread(worsts, metric),
+                size(statistics.fmean(part.total for part in sent)),
+                duration(statistics.fmean(run.rounds[-1].simulated_seconds for run in done)),
+            ]
+        )
+    head = ["method", "seeds", "mean ± deviation", "worst ± deviation", "bytes in all", "simulated"]
+    return table(head, rows) if rows else None
+
+
+def _spread(values: Sequence[float], metric: str) -> str:
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    if metric == "accuracy":
+        return f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+    return f"{mean:.4g} ± {deviation:.2g}"
+
+
+def differences(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Html | None, list[str]]:
+    """A table of the settings in which runs differ beyond name, seed and method; and where they forbid comparing."""
+    found = [
+        flat({k: v for k, v in run.experiment.items() if k not in ("name", "seed", "method", "methods")})
+        for run in runs
+    ]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in found for key in one)
+        if len({repr(one.get(key)) for one in found}) > 1
+    ]
+    if not keys:
+        return None, []
+    rows = [[key, *(_value(one.get(key, NONE)) for one in found)] for key in sorted(keys)]
+    found_in = (".".join(key.split(".")[:2]) for key in keys)
+    forbidding = sorted({key for key in found_in if key.startswith(("data.", "fleet.")) or key == "evaluate.metric"})
+    return table(["setting", *labels], rows, words=1 + len(labels)), forbidding
