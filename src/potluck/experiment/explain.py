@@ -13,13 +13,16 @@ ARMS = ("int", "float", "str", "bool", "literal", "constrained-int", "constraine
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """A line for each fault of a validation."""
-    lines: list[str] = []
+    """A line for each setting that is wrong; what each arm of a union expected stands in one line."""
+    lines: dict[str, str] = {}
     for fault in error.errors(include_url=False):
         line = _line(fault["type"], fault["loc"], fault["input"], fault["msg"], model, prefix)
-        if line not in lines:
-            lines.append(line)
-    return "\n".join(lines)
+        setting, _, told = line.partition(": ")
+        if setting not in lines:
+            lines[setting] = line
+        elif told not in lines[setting]:
+            lines[setting] += f", or {told.removeprefix('expected ')}"
+    return "\n".join(lines.values())
 
 
 def unknown(key: str, known: Sequence[str], what: str = "key") -> str:

@@ -154,6 +154,7 @@ def read_experiment(path: Path) -> Experiment:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the last checkpoint. Raises RunFolderError."""
+    demand_run(path)
     place = path / "state" / "manifest.json"
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))

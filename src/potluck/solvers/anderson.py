@@ -10,7 +10,6 @@ are plain. A sample whose mix cannot be trusted takes one plain step and starts 
 Source: D. G. Anderson, *Iterative procedures for nonlinear integral equations*, J. ACM 12 (1965).
 """
 
-# ruff: noqa: N815  (tensors carry shape suffixes in capitals, in fields too)
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ The K evaluations split into a solver part (no graph) and a recorded tail of pla
     IFT(B)           K - 1         1      B vector-Jacobian products, then one pass through 1
 """
 
-# ruff: noqa: N815  (tensors carry shape suffixes in capitals, in fields too)
 
 from __future__ import annotations
 
