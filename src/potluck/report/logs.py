@@ -19,6 +19,8 @@ def made(place: Path, length: int | None, make: Callable[[Mapping[str, Any]], Ma
     ``make`` cannot use, is a RunFolderError that names file and line.
     """
     for number, line in _lines(place, length):
+        if not isinstance(line, dict):
+            raise RunFolderError(f"{place}, line {number}: damaged, expected a JSON object")
         try:
             yield make(line)
         except KeyError as error:
@@ -27,7 +29,7 @@ def made(place: Path, length: int | None, make: Callable[[Mapping[str, Any]], Ma
             raise RunFolderError(f"{place}, line {number}: damaged, {error}") from None
 
 
-def _lines(place: Path, length: int | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _lines(place: Path, length: int | None) -> Iterator[tuple[int, Any]]:
     position = 0
     try:
         with place.open("rb") as handle:
