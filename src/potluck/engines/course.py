@@ -73,6 +73,7 @@ class Played:
     cohort: list[int] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: dict[int, dict[str, float]] = field(default_factory=dict)
+    server_notes: dict[str, float] = field(default_factory=dict)
     scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0

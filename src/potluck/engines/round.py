@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from potluck.core import tree
+from potluck.core import meter, tree
 from potluck.core.errors import TrainingError, WireError
 from potluck.core.types import Desk, Device, Reply
 from potluck.engines.course import Course, Played, Snapshot, row
@@ -74,10 +74,14 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
                 yield reply
 
     stream, start = replies(), time.perf_counter()
-    state = method.merge(before.state, stream, desk)
-    for _ in stream:  # a method that needs no replies need not read them
-        pass
+    with meter.metering() as costs:  # of the server's own work: a device's meter is its own
+        state = method.merge(before.state, stream, desk)
+        for _ in stream:  # a method that needs no replies need not read them
+            pass
     _add(played.parts, "exchange and merge", time.perf_counter() - start)
+    for part, seconds in costs.seconds.items():
+        _add(played.parts, f"server {part}", seconds)
+    played.server_notes.update(costs.notes)
     _demand_one_sound(played)
     played.seconds = _round_seconds(played, fleet.deadline_s)
     played.snapshot = Snapshot(

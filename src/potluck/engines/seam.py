@@ -80,9 +80,12 @@ class Letters:
     ) -> tuple[bytearray, dict[str, Any]]:
         """(frame of a reply, the codecs' new memory). ``facts`` are the device's: its digests, FLOPs and notes."""
         rng = seeds.generator(self.seed, round, device, "codec")
-        sent, kept = self.up.compress(tree, memory, rng)
-        digests = {"codec_memory": trees.digest(kept)}
-        return self.up.pack(sent, {**facts, **digests, **self._facts("up", round), "device": device}), kept
+        sent, kept = self.up.compress(tree, memory, rng, round)
+        extra: dict[str, Any] = {"codec_memory": trees.digest(kept)}
+        if kept:  # a memory that outgrows the updates says that a device is drawn too rarely, or sends too little
+            share = trees.norm(kept) / max(trees.norm(tree), 1e-30)
+            extra["notes"] = {**facts.get("notes", {}), "codec memory over update": share}
+        return self.up.pack(sent, {**facts, **extra, **self._facts("up", round), "device": device}), kept
 
     def read_up(self, frame: Buffer, round: int, device: int, spec: Spec) -> tuple[dict[str, Any], Header]:
         """(reply, header). Raises WireError naming the device."""

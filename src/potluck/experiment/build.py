@@ -32,7 +32,7 @@ from potluck.methods import METHODS
 from potluck.models import zoo
 from potluck.models.fit import Fit, Metric, cross_entropy, right
 from potluck.models.nets import Nets, Weights
-from potluck.wire.channel import make_channel
+from potluck.wire.channel import codec_names, make_channel
 
 BUILT_IN: Mapping[str, Callable[..., Any]] = {"cross_entropy": cross_entropy, "accuracy": right}
 
@@ -224,8 +224,11 @@ def make_course(experiment: Experiment, shares: Shares, method: Any) -> Course:
     )
 
 
-def check(experiment: Experiment, shares: Shares) -> list[str]:
-    """Everything that can be refused before a run, refused; the warnings of what is doubtful."""
+def check(experiment: Experiment, shares: Shares, given: Mapping[str, Any]) -> list[str]:
+    """Everything that can be refused before a run, refused; the warnings of what is doubtful.
+
+    ``given``: the options of ``[method]`` that a person set.
+    """
     shape, classes = shares.test.shape, shares.test.classes
     nets = make_nets(experiment, shape, classes)
     demand_nets_fit(nets, experiment, shape, classes)
@@ -237,11 +240,16 @@ def check(experiment: Experiment, shares: Shares) -> list[str]:
         classes=classes,
         public_samples=0 if shares.public is None else len(shares.public),
         server_samples=0 if shares.held is None else len(shares.held),
-        up_codecs=[str(name) for name in experiment.wire.up],
-        down_codecs=[str(name) for name in experiment.wire.down],
+        up_codecs=codec_names(experiment.wire.up),
+        down_codecs=codec_names(experiment.wire.down),
         rounds=experiment.rounds,
-        given={key: value for key, value in experiment.method.items() if key != "name"},
+        given=given,
     )
     make_letters(experiment)
     make_metric(experiment)
+    if "topk" in setup.up_codecs and "send" not in option_values(experiment):
+        raise ConfigError(
+            f"wire.up holds topk, and {method_name(experiment)} forbids it: it drops most entries, which only the "
+            'updates of a method with send = "update" survive; choose float16, bfloat16, int8 or zstd'
+        )
     return list(method.check(setup))

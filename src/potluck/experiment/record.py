@@ -66,7 +66,7 @@ def round_line(played: Played, devices: Sequence[Device], personal: bool, wall_s
         "seconds": played.seconds,
         "simulated_seconds": snapshot.simulated_seconds,
         "wall_seconds": wall_seconds,
-        "notes": _by_tier(played, devices),
+        "notes": _by_tier(played, devices) | ({"server": played.server_notes} if played.server_notes else {}),
         "parts": played.parts,
     }
     if by_device:

@@ -62,6 +62,16 @@ def option_values(experiment: Experiment) -> dict[str, Any]:
     return _check(method_name(experiment), given)
 
 
+def given_options(experiment: Experiment) -> dict[str, Any]:
+    """The options of ``[method]`` that a person set; of a resolved file, which holds all, those unlike the defaults."""
+    name = method_name(experiment)
+    given = {key: value for key, value in experiment.method.items() if key != "name"}
+    usual = {**_defaults(name), **_profile(name, given)}
+    if any(key not in given for key, value in usual.items() if key not in ("train", "model") and value is not None):
+        return given
+    return {key: value for key, value in given.items() if value != usual.get(key)}
+
+
 def config_digest(experiment: Experiment) -> str:
     """SHA-256 of what a device, a peer and a resumed run must agree on."""
     table = experiment.model_dump(mode="json")

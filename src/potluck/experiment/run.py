@@ -24,7 +24,7 @@ from potluck.experiment import build, record, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.elsewhere import Packed, make_side_elsewhere
 from potluck.experiment.loaded import Run
-from potluck.experiment.resolve import config_digest, resolved
+from potluck.experiment.resolve import config_digest, given_options, resolved
 from potluck.models.nets import weights_of
 from potluck.models.zoo import count_parameters
 
@@ -64,9 +64,9 @@ class Prepared:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Resolves, loads the data and checks everything that can be checked before a run. Writes nothing."""
-    experiment = resolved(experiment)
+    asked, experiment = experiment, resolved(experiment)
     shares = build.make_shares(experiment)
-    warnings = build.check(experiment, shares)
+    warnings = build.check(experiment, shares, given_options(asked))
     nets = build.make_nets(experiment, shares.test.shape, shares.test.classes)
     course = build.make_course(experiment, shares, build.make_method(experiment, nets))
     return Prepared(experiment=experiment, shares=shares, course=course, warnings=warnings)

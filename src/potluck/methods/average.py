@@ -62,6 +62,10 @@ class Averaging(ABC):
     def check(self, setup: Setup) -> Sequence[str]:
         if self.server_lr == 0:
             raise ConfigError("method.server_lr = 0: the global model would never change; expected 0 < server_lr <= 10")
+        if "topk" in setup.up_codecs and self.send == "weights":
+            raise ConfigError(
+                'wire.up holds topk, and most of the weights would be dropped: set method.send = "update"'
+            )
         lossy = [name for name in setup.up_codecs if name != "zstd"]
         if lossy and self.send == "weights":
             return [f'wire.up = {lossy} loses a part of the weights themselves; method.send = "update" loses far less']

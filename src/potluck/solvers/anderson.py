@@ -10,7 +10,6 @@ are plain. A sample whose mix cannot be trusted takes one plain step and starts 
 Source: D. G. Anderson, *Iterative procedures for nonlinear integral equations*, J. ACM 12 (1965).
 """
 
-
 from __future__ import annotations
 
 from dataclasses import dataclass

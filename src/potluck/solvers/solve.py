@@ -9,7 +9,6 @@ The K evaluations split into a solver part (no graph) and a recorded tail of pla
     IFT(B)           K - 1         1      B vector-Jacobian products, then one pass through 1
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Callable

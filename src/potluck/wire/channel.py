@@ -20,6 +20,7 @@ from potluck.wire import check, frame
 from potluck.wire.codec import Cast, Codec
 from potluck.wire.frame import Buffer, Header
 from potluck.wire.quantise import Int8
+from potluck.wire.sparsify import TopK, make_topk
 
 HEADER_ALLOWANCE = 64 * 2**10
 """Bytes that a header may take beyond what its names need (see Channel.limit)."""
@@ -46,11 +47,13 @@ class Channel:
         """The chain as it stands in a frame's facts."""
         return [codec.name for codec in self.lossy] + (["zstd"] if self.zstd_level is not None else [])
 
-    def compress(self, tree: Tree, memory: Tree | None, rng: torch.Generator) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the tree that is sent, new memory). The memory has one node per codec of the chain that remembers."""
+    def compress(
+        self, tree: Tree, memory: Tree | None, rng: torch.Generator, round: int = 0
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the tree that is sent, new memory). The memory holds ``round``, and a node per codec that remembers."""
         kept: dict[str, Any] = {}
         for codec in self.lossy:
-            held = trees.tensors((memory or {}).get(codec.name, {}))
+            held = _aged(codec, memory or {}, round)
             found: dict[str, Any] = {}
             remembered: dict[str, Any] = {}
             for path, leaf in trees.leaves(tree):
@@ -59,9 +62,16 @@ class Channel:
                     found[path], left = _encoded(codec, path, leaf, held.get(path), rng)
                     if left is not None:
                         remembered[path] = left
-            if remembered:
-                kept[codec.name] = trees.assemble(remembered)
             tree = trees.assemble(found)
+            if remembered:  # the first codec at most
+                first, lasting = found, remembered
+                kept = {codec.name: trees.assemble(remembered), "round": round}
+        if kept and len(self.lossy) > 1:
+            seen: Mapping[str, Any] = tree
+            for codec in reversed(self.lossy[1:]):
+                seen = _undo(seen, codec)
+            for path, left in lasting.items():
+                left.add_(self.lossy[0].decode(first[path]) - self.lossy[0].decode(_at(seen, path)))
         return dict(tree), kept
 
     def pack(self, tree: Tree, facts: Mapping[str, Any]) -> bytearray:
@@ -160,6 +170,21 @@ def _quoted(value: Any) -> int:
     return len(json.dumps(json.dumps(value)))
 
 
+def _aged(codec: Codec, memory: Tree, round: int) -> dict[str, Tensor]:
+    """What the codec remembers, by path, weaker by its decay for each round in between that the device missed."""
+    held = trees.tensors(memory.get(codec.name, {}))
+    missed = max(0, round - 1 - int(memory.get("round", round)))
+    if not isinstance(codec, TopK) or codec.decay == 1 or not missed:
+        return held
+    return {path: value * codec.decay**missed for path, value in held.items()}
+
+
+def _at(tree: Tree, path: str) -> Tree:
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
 def _encoded(
     codec: Codec, path: str, value: Tensor, memory: Tensor | None, rng: torch.Generator
 ) -> tuple[Tree | Tensor, Tensor | None]:
@@ -186,18 +211,37 @@ def _decoded(codec: Codec, key: str, node: Mapping[str, Any]) -> Tensor:
         raise WireError(error.reason, tensor=key[:80]) from None
 
 
-def make_channel(names: Sequence[Any], *, direction: str) -> Channel:
+def codec_names(chain: Sequence[Any]) -> list[str]:
+    """The names in a chain such as ``["int8", "zstd"]`` or ``[{ topk = 0.01 }]``."""
+    return [next(iter(item), "") if isinstance(item, Mapping) else str(item) for item in chain]
+
+
+def make_channel(chain: Sequence[Any], *, direction: str) -> Channel:
     """The channel of a list such as ``["int8", "zstd"]``. Raises ConfigError naming key, value and remedy."""
-    known = CODECS
-    key = f"wire.{direction}"
-    for name in names:
-        if not isinstance(name, str) or (name != "zstd" and name not in known):
+    key, names = f"wire.{direction}", codec_names(chain)
+    known: dict[str, Codec] = {**CODECS, "topk": TopK()}
+    for item, name in zip(chain, names, strict=True):
+        if isinstance(item, Mapping):
+            known["topk"] = make_topk(key, item)
+            names[names.index(name)] = "topk"
+        elif name != "zstd" and name not in known:
             raise ConfigError(f"{key} holds {name!r}: expected some of {', '.join([*known, 'zstd'])}")
-    if len(set(names)) != len(names):
-        raise ConfigError(f"{key} = {list(names)}: each codec at most once")
-    if "zstd" in names and names[-1] != "zstd":
-        raise ConfigError(f"{key} = {list(names)}: zstd comes last, since it packs the finished bytes")
+    _demand_sense(key, names)
     lossy = tuple(known[name] for name in names if name != "zstd")
-    if len(lossy) > 1:
-        raise ConfigError(f"{key} = {list(names)}: one of {', '.join(known)} at a time")
     return Channel(lossy, 3 if "zstd" in names else None)
+
+
+def _demand_sense(key: str, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{key} = {names}: each codec at most once")
+    if "zstd" in names and names[-1] != "zstd":
+        raise ConfigError(f"{key} = {names}: zstd comes last, since it packs the finished bytes")
+    if "topk" in names and key != "wire.up":
+        raise ConfigError(
+            f"{key} = {names}: topk is for the up-link only; the mean of the devices' updates is dense, "
+            "and a sparse down-link would need a memory at the server"
+        )
+    if "topk" in names[1:]:
+        raise ConfigError(f"{key} = {names}: topk comes first, since it picks among the exact values")
+    if len([name for name in names if name in CODECS]) > 1:
+        raise ConfigError(f"{key} = {names}: one of {', '.join(CODECS)} at a time")

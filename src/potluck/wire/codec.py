@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potluck.core import tree as trees
 from potluck.core.errors import WireError
-from potluck.core.spec import Array
+from potluck.core.spec import Array, Exactly
 from potluck.core.tree import Tree
 
 
@@ -32,7 +32,7 @@ class Codec(Protocol):
     def decode(self, node: Mapping[str, Any]) -> Tensor:
         """The tensor that the receiver sees."""
 
-    def respec(self, leaf: Array) -> Mapping[str, Array]:
+    def respec(self, leaf: Array) -> Mapping[str, Array | Exactly]:
         """What a receiver may find instead of a float32 tensor: sub-path -> spec; "" is the tensor's own path."""
 
 
