@@ -128,6 +128,8 @@ class Fit:
 
     def batches(self, shard: Shard, rng: torch.Generator, epochs: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """(x, y, whether this is the last epoch) over ``epochs`` shuffled passes; the last batch may be smaller."""
+        if not len(shard):  # torch.split would give one batch of nothing, whose mean loss is NaN
+            return
         x_all, y_all = shard.x.to(self.device), shard.y.to(self.device)
         for epoch in range(epochs):
             order = torch.randperm(len(shard), generator=rng)
