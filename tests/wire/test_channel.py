@@ -184,7 +184,7 @@ def test_no_chain_lets_a_part_go_missing(chain: list[str], sent: dict[str, Any],
 @pytest.mark.parametrize(
     ("chain", "message"),
     [
-        (["gzip"], "wire.up holds 'gzip': expected some of float16, bfloat16, int8, zstd"),
+        (["gzip"], "wire.up holds 'gzip': expected some of float16, bfloat16, int8, topk, zstd"),
         ([3], "wire.up holds 3: expected some of"),
         ([["int8"]], r"wire.up holds \['int8'\]: expected some of"),
         ([{"int8": 1}], r"wire.up holds \{'int8': 1\}: expected some of"),
