@@ -115,6 +115,25 @@ def compare(
 
 
 @app.command()
+def split(
+    experiment: File,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the npz files go; must be empty.")],
+    overrides: Overrides = None,
+) -> None:
+    """Writes each device's train, public and test share as npz, for a real fleet.
+
+    Example: potluck split recipes/digits.toml --out shares
+    """
+    from potluck.data.split import write_split
+    from potluck.experiment import build
+    from potluck.experiment.config import Experiment
+    from potluck.experiment.resolve import resolved
+
+    manifest = write_split(build.make_shares(resolved(Experiment.load(experiment, overrides or ()))), folder)
+    out.print(f"{len(manifest['shares'])} files in {folder}", soft_wrap=True)
+
+
+@app.command()
 def methods() -> None:
     """Lists the methods, a line each.
 

@@ -23,6 +23,7 @@ MOST_ROWS = 2**40
 def measure(course: Course, engine: Engine, played: Played, samples: int) -> None:
     """Fills ``played.scores`` by device, on ``samples`` test samples (0: all), and the ledger of what crossed links."""
     start = time.perf_counter()
+    played.scores.clear()
     personal = course.method.traits.personal
     groups: dict[Any, list[Device]] = {}
     for device in course.fleet.devices:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from potluck.core import meter, tree
@@ -29,14 +29,23 @@ def begin(course: Course) -> Snapshot:
     return Snapshot(round=0, state=course.method.start(_desk(course, 0)))
 
 
-def play(course: Course, engine: Engine, snapshot: Snapshot, last: int) -> Iterator[Played]:
-    """Plays the rounds after ``snapshot`` up to and including ``last``, and yields each."""
-    while snapshot.round < last:
+def play(
+    course: Course, engine: Engine, snapshot: Snapshot, last: int, enough: Callable[[Played], bool] = lambda _: False
+) -> Iterator[Played]:
+    """Plays the rounds after ``snapshot`` up to ``last``, or until one is ``enough``, and yields each.
+
+    The last one is evaluated in full.
+    """
+    over = False
+    while not over and snapshot.round < last:
         played = _round(course, engine, snapshot)
         snapshot = played.snapshot
         final = snapshot.round == last
         if final or snapshot.round % course.evaluate_every == 0:
             measure(course, engine, played, samples=0 if final else course.evaluate_samples)
+        over = enough(played)
+        if over and not final and (course.evaluate_samples or not played.scores):
+            measure(course, engine, played, samples=0)
         yield played
 
 

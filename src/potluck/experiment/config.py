@@ -136,6 +136,20 @@ class Evaluate(Section):
     metric: str = "accuracy"
 
 
+class Stop(Section):
+    """``[stop]``: ends a run early, after the first round that reaches one of these; 0 is never."""
+
+    accuracy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    bytes: Natural = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Track(Section):
+    """``[track]``: where figures go beside the run folder, which is complete without it."""
+
+    kind: list[Literal["tensorboard"]] = []
+
+
 class EngineSection(Section):
     """``[engine]``: where devices run. Nothing here changes a result, but for ``threads`` and ``device``."""
 
@@ -159,6 +173,8 @@ class Experiment(Section):
     fleet: FleetSection = Field(default_factory=FleetSection)
     wire: Wire = Field(default_factory=Wire)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    stop: Stop = Field(default_factory=Stop)
+    track: Track = Field(default_factory=Track)
     engine: EngineSection = Field(default_factory=EngineSection)
 
     @classmethod

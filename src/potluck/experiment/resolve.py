@@ -21,7 +21,7 @@ from potluck.wire.frame import canonical
 
 BUILT = ("net", "fit")
 """Fields of a method that are filled when the run is built; all others are options."""
-LOCAL = {"name": ..., "rounds": ..., "engine": ..., "track": ..., "evaluate": ..., "methods": ...}
+LOCAL = ("name", "rounds", "engine", "track", "evaluate", "stop", "methods")
 """Sections that do not change what a device computes, so that a digest leaves them out."""
 
 

@@ -21,10 +21,13 @@ from potluck.engines.pool import Pool
 from potluck.engines.round import begin, play
 from potluck.engines.seam import Engine
 from potluck.experiment import build, record, store
-from potluck.experiment.config import Experiment
+from potluck.experiment.config import Experiment, Stop
+from potluck.experiment.deadline import demand_deadline
 from potluck.experiment.elsewhere import Packed, make_side_elsewhere
 from potluck.experiment.loaded import Run
 from potluck.experiment.resolve import config_digest, given_options, resolved
+from potluck.experiment.stop import StopRules
+from potluck.experiment.track import tracker
 from potluck.models.nets import weights_of
 from potluck.models.zoo import count_parameters
 
@@ -78,8 +81,9 @@ def run(experiment: Experiment, out: str | Path | None = None, listener: Listene
     store.demand_free(path)
     with torch_threads(experiment.engine.threads):
         ready = prepare(experiment)
+        first = begin(ready.course)
+        demand_deadline(ready.experiment, ready.course, ready.shares, first)
         with store.RunFolder.create(path, ready.experiment) as folder:
-            first = begin(ready.course)
             folder.checkpoint(first, facts=_facts(ready, 0.0), line=None, rows=())
             return _go_on(ready, folder, first, listener)
 
@@ -92,13 +96,14 @@ def default_folder(experiment: Experiment) -> Path:
 def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) -> Run:
     """Goes on after a crash, or for ``more_rounds`` more: bitwise what an unbroken run would have done."""
     path = Path(out)
-    experiment = store.read_experiment(path)
-    if more_rounds:
-        experiment = experiment.model_copy(update={"rounds": experiment.rounds + more_rounds})
+    experiment, manifest = store.read_experiment(path), store.read_manifest(path)
+    if more_rounds:  # asked for in so many words: no rule stops them
+        base = manifest["round"] if manifest["facts"]["stopped"] else experiment.rounds
+        experiment = experiment.model_copy(update={"rounds": base + more_rounds, "stop": Stop()})
     with torch_threads(experiment.engine.threads), store.RunFolder.open(path) as folder:
         ready = prepare(experiment)
         snapshot = store.read_snapshot(path)
-        _demand_same(ready, store.read_manifest(path), path)
+        _demand_same(ready, manifest, path)
         folder.rewind()
         folder.write_experiment(ready.experiment)
         return _go_on(ready, folder, snapshot, listener)
@@ -113,30 +118,33 @@ def _demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
         )
 
 
-def _facts(ready: Prepared, wall_seconds: float) -> dict[str, Any]:
+def _facts(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[str, Any]:
     test = ready.shares.test
     return {
         "config": config_digest(ready.experiment),
         "shape": list(test.shape),
         "classes": test.classes,
         "wall_seconds": wall_seconds,
+        "stopped": stopped,
     }
 
 
 def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listener: Listener) -> Run:
     experiment, course = ready.experiment, ready.course
     listener.begins(experiment, folder.path, snapshot.round, ready.warnings)
-    before = store.read_manifest(folder.path)["facts"]["wall_seconds"]
+    before = store.read_manifest(folder.path)["facts"]
     start, peak = time.perf_counter(), 0
     devices, personal = course.fleet.devices, course.method.traits.personal
-    with engine_of(experiment, ready.shares, folder.own.folder) as engine:
-        for played in play(course, engine, snapshot, experiment.rounds):
-            wall = before + time.perf_counter() - start
+    rules = StopRules.of(experiment.stop, devices, store.read_lines(folder.path / "rounds.jsonl"))
+    last = snapshot.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
+    with engine_of(experiment, ready.shares, folder.own.folder) as engine, tracker(experiment, folder.path) as track:
+        for played in play(course, engine, snapshot, last, rules.enough):
+            wall = before["wall_seconds"] + time.perf_counter() - start
             line = record.round_line(played, devices, personal, wall)
-            folder.checkpoint(
-                played.snapshot, facts=_facts(ready, wall), line=line, rows=record.ledger_rows(played.rows)
-            )
+            rows = record.ledger_rows(played.rows)
+            folder.checkpoint(played.snapshot, facts=_facts(ready, wall, rules.reason), line=line, rows=rows)
             snapshot = played.snapshot
+            track(line)
             listener.round_done(line)
         peak = peak_rss_bytes() + (engine.peak_rss_bytes if isinstance(engine, Pool) else 0)
     _finish(ready, folder, snapshot, peak)
@@ -169,6 +177,7 @@ def _finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: 
         "wall_seconds": store.read_manifest(folder.path)["facts"]["wall_seconds"],
         "peak_rss_bytes": peak,
         "state_sha256": snapshot.digest(),
+        "stopped": store.read_manifest(folder.path)["facts"]["stopped"],
     }
     folder.write_json("summary.json", summary)
 
