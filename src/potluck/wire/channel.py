@@ -213,7 +213,7 @@ def _decoded(codec: Codec, key: str, node: Mapping[str, Any]) -> Tensor:
 
 def codec_names(chain: Sequence[Any]) -> list[str]:
     """The names in a chain such as ``["int8", "zstd"]`` or ``[{ topk = 0.01 }]``."""
-    return [next(iter(item), "") if isinstance(item, Mapping) else str(item) for item in chain]
+    return ["topk" if isinstance(item, Mapping) and "topk" in item else str(item) for item in chain]
 
 
 def make_channel(chain: Sequence[Any], *, direction: str) -> Channel:
@@ -221,11 +221,10 @@ def make_channel(chain: Sequence[Any], *, direction: str) -> Channel:
     key, names = f"wire.{direction}", codec_names(chain)
     known: dict[str, Codec] = {**CODECS, "topk": TopK()}
     for item, name in zip(chain, names, strict=True):
-        if isinstance(item, Mapping):
+        if name == "topk" and isinstance(item, Mapping):
             known["topk"] = make_topk(key, item)
-            names[names.index(name)] = "topk"
-        elif name != "zstd" and name not in known:
-            raise ConfigError(f"{key} holds {name!r}: expected some of {', '.join([*known, 'zstd'])}")
+        elif item not in [*known, "zstd"]:
+            raise ConfigError(f"{key} holds {item!r}: expected some of {', '.join([*known, 'zstd'])}")
     _demand_sense(key, names)
     lossy = tuple(known[name] for name in names if name != "zstd")
     return Channel(lossy, 3 if "zstd" in names else None)
