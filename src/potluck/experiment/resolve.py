@@ -17,10 +17,13 @@ from potluck.experiment.config import Experiment
 from potluck.experiment.explain import explain, unknown
 from potluck.fleet.devices import by_strength
 from potluck.methods import METHODS
+from potluck.methods.protocol import IfServerData
 from potluck.wire.frame import canonical
 
 BUILT = ("net", "fit")
 """Fields of a method that are filled when the run is built; all others are options."""
+LEAST_HELD = 2
+"""So many samples the server must hold to fit on one half and judge on the other."""
 LOCAL = ("name", "rounds", "engine", "track", "evaluate", "stop", "methods")
 """Sections that do not change what a device computes, so that a digest leaves them out."""
 
@@ -29,7 +32,7 @@ def resolved(experiment: Experiment) -> Experiment:
     """The experiment with every option of its method set. Resolving twice changes nothing. Raises ConfigError."""
     name = method_name(experiment)
     given = {key: value for key, value in experiment.method.items() if key != "name"}
-    profile = _profile(name, given)
+    profile = _profile(experiment, name, given)
     options = {**_defaults(name), **{k: v for k, v in profile.items() if k not in ("train", "model")}, **given}
     checked = _check(name, options)
     for option, marks in option_marks(name).items():
@@ -66,7 +69,7 @@ def given_options(experiment: Experiment) -> dict[str, Any]:
     """The options of ``[method]`` that a person set; of a resolved file, which holds all, those unlike the defaults."""
     name = method_name(experiment)
     given = {key: value for key, value in experiment.method.items() if key != "name"}
-    usual = {**_defaults(name), **_profile(name, given)}
+    usual = {**_defaults(name), **_profile(experiment, name, given)}
     if any(key not in given for key, value in usual.items() if key not in ("train", "model") and value is not None):
         return given
     return {key: value for key, value in given.items() if value != usual.get(key)}
@@ -115,15 +118,18 @@ def _check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: getattr(checked, key) for key in model.model_fields}
 
 
-def _profile(name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _profile(experiment: Experiment, name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     profiles = METHODS[name].traits.profiles
     if not profiles:
         return {}
     chosen = given.get("profile", _defaults(name)["profile"])
     if chosen not in profiles:
         raise ConfigError(f'method.profile = "{chosen}": expected one of {", ".join(profiles)}')
-    found: Mapping[str, Any] = profiles[chosen]
-    return found
+    holds = experiment.data.server_samples >= LEAST_HELD
+    return {
+        key: (value.yes if holds else value.no) if isinstance(value, IfServerData) else value
+        for key, value in profiles[chosen].items()
+    }
 
 
 def option_marks(name: str) -> dict[str, Ladder | NetChoice]:

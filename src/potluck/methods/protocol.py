@@ -27,6 +27,14 @@ Down_co = TypeVar("Down_co", covariant=True)
 Up = TypeVar("Up")
 
 
+@dataclass(frozen=True, slots=True)
+class IfServerData:
+    """A profile's value where the server holds samples of its own (two or more), and where it does not."""
+
+    yes: Any
+    no: Any
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """Facts about a method that others must know before it runs."""
@@ -38,7 +46,7 @@ class Traits:
     preset: str = ""
     """The net it takes in a comparison when ``[model]`` names another kind."""
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """profile -> option -> value. ``"train"`` and ``"model"`` in it hold values of those sections."""
+    """profile -> option -> value, or ``IfServerData``. ``"train"`` and ``"model"`` hold values of those sections."""
 
 
 class Star(Protocol[State, Own, Down_co, Up]):

@@ -41,12 +41,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeqDepth:
-    """How the cell is iterated: ``steps`` evaluations, from z0 = 0 (``zero``) or z0 = x (``input``)."""
+    """How the cell is iterated: ``steps`` evaluations, from z0 = 0 (``zero``) or z0 = x (``input``).
+
+    With a tolerance there may be fewer: a sample stops once its residual is at most ``tol``.
+    """
 
     steps: int
     solver: Solver
     gradient: Gradient
     z0: str
+    tol: float | None = None
 
 
 class Trace(NamedTuple):
@@ -115,6 +119,7 @@ class DeqNet(nn.Module):
             solver=depth.solver,
             gradient=depth.gradient,
             steps=depth.steps,
+            tol=depth.tol,
         )
 
     def trace(self, image_BCHW: Tensor) -> Trace:
@@ -161,7 +166,9 @@ def make_deq(
     return DeqNet(shape, classes, WIDTHS[name], norm, weight_norm)
 
 
-def set_depth(net: nn.Module, steps: int, *, solver: Solver, gradient: Gradient, z0: str = "zero") -> None:
+def set_depth(
+    net: nn.Module, steps: int, *, solver: Solver, gradient: Gradient, z0: str = "zero", tol: float | None = None
+) -> None:
     """Sets how the cell of ``net`` is iterated, in place.
 
     Raises ModelError for values out of range or a net of another kind, ValueError for a solver and a gradient that do
@@ -174,7 +181,7 @@ def set_depth(net: nn.Module, steps: int, *, solver: Solver, gradient: Gradient,
     if z0 not in STARTS:
         raise ModelError(f'z0 = "{z0}": expected one of {", ".join(STARTS)}.')
     tail_of(gradient, solver, steps)  # refuses at once what solve() would refuse in the first batch
-    net.depth = DeqDepth(steps=steps, solver=solver, gradient=gradient, z0=z0)
+    net.depth = DeqDepth(steps=steps, solver=solver, gradient=gradient, z0=z0, tol=tol)
 
 
 def equilibrium_loss(

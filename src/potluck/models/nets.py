@@ -58,11 +58,13 @@ class Nets:
         self._initial = initial
         self._resident: dict[Any, nn.Module] = {}
 
-    def __call__(self, tier: str) -> nn.Module:
-        """A net of the tier with its initial weights; the caller's own."""
+    def __call__(self, tier: str, change: Callable[[nn.Module], None] | None = None) -> nn.Module:
+        """A net of the tier with its initial weights; the caller's own. ``change`` alters it before those are loaded."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derived(self._seed, 0, seeds.SERVER, "initial weights"))
             net = self._makers[tier]()
+            if change is not None:
+                change(net)
         if self._initial is not None:
             load(net, self._initial)
         return self._placed(net)
@@ -73,11 +75,18 @@ class Nets:
 
     def lent(self, key: Any, weights: Weights, make: Callable[[], nn.Module]) -> nn.Module:
         """The resident net of ``key`` (made by ``make`` the first time) with these weights; lent likewise."""
-        net = self._resident.get(key)
-        if net is None:
-            net = self._resident[key] = self._placed(make())
+        net = self._held(key, make)
         load(net, weights)
         return net
+
+    def shapes(self, key: Any, make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of the resident net of ``key`` (made by ``make`` the first time)."""
+        return {name: tuple(value.shape) for name, value in self._held(key, make).state_dict().items()}
+
+    def _held(self, key: Any, make: Callable[[], nn.Module]) -> nn.Module:
+        if key not in self._resident:
+            self._resident[key] = self._placed(make())
+        return self._resident[key]
 
     def _placed(self, net: nn.Module) -> nn.Module:
         return net.to(device=self._device, memory_format=self._layout)  # type: ignore[call-overload, no-any-return]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
 from potluck.models.norms import make_norm
-from potluck.solvers.ode import METHODS, Number, odeint
+from potluck.solvers.ode import EVALUATIONS, METHODS, Number, odeint
 from potluck.solvers.options import MOST_STEPS
 
 ODENETS = ("odenet-cifar-like", "odenet-34-lite-like")
@@ -208,6 +208,25 @@ def _demand_depth(net: nn.Module, counts: Sequence[int], stages: int, method: st
         raise ModelError(f'solver = "{method}": expected one of {", ".join(METHODS)}.')
     if step not in STEPS:
         raise ModelError(f'step = "{step}": expected one of {", ".join(STEPS)}.')
+
+
+def add_time_channel(net: nn.Module) -> None:
+    """Makes both convolutions of every ODE block see t as one more input channel, in place; they are drawn anew."""
+    for block in (stage.block for stage in _stages(net)):
+        if not block.time_channel:
+            block.conv1 = _conv(block.conv1.in_channels + 1, block.conv1.out_channels)
+            block.conv2 = _conv(block.conv2.in_channels + 1, block.conv2.out_channels)
+            block.time_channel = True
+
+
+def evaluations(net: nn.Module) -> int:
+    """How many evaluations of ODE blocks one forward pass makes."""
+    return sum(stage.depth.steps * EVALUATIONS[stage.depth.method] for stage in _stages(net))
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether a layer of the net normalises by batch statistics."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
 def _stages(net: nn.Module) -> list[OdeStage]:
