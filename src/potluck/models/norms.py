@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from potluck.core.errors import ModelError
 
 GROUP_CHANNELS = 4
 NORMS = ("group", "batch", "batch_stat", "none")
+
+
+def without_running_statistics(net: nn.Module) -> nn.Module:
+    """``net``, in place, with each BatchNorm normalising by its batch alone, in training and in evaluation."""
+    for layer in net.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return net
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:

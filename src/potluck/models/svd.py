@@ -95,6 +95,25 @@ def decompose(
         return Svd(p=p_MK * sign_K, s=s_K, q=q_NK * sign_K, total=total, complete=rank == side)
 
 
+def decompose_product(a_MR: Tensor, b_RN: Tensor, name: str) -> Svd:
+    """The decomposition of A B, never formed: QR of A and of Bᵀ, then an SVD of the small core between them.
+
+    Exact, and cheap for R well below m and n: so too for a sum, whose factors stand side by side. Float64 inside.
+    Raises TrainingError, naming the layer ``name``, if an entry is not finite.
+    """
+    if not (tree.finite(a_MR) and tree.finite(b_RN)):
+        raise TrainingError(f'layer "{name}": its factors are not finite, so they have no SVD; lower train.lr')
+    with meter.part("svd"), torch.no_grad():
+        left_MK, upper_KR = torch.linalg.qr(a_MR.double())
+        right_NL, lower_LR = torch.linalg.qr(b_RN.double().T)
+        core_KL = upper_KR @ lower_LR.T
+        p_KC, s_C, q_LC = _exact(core_KL, min(core_KL.shape))
+        p_MC, q_NC = left_MK @ p_KC, right_NL @ q_LC
+        sign_C, kind = _signs(p_MC), a_MR.dtype
+        total = float(s_C.square().sum())
+        return Svd(p=(p_MC * sign_C).to(kind), s=s_C.to(kind), q=(q_NC * sign_C).to(kind), total=total, complete=True)
+
+
 def _leading(m_MN: Tensor, rank: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     side, longer = min(m_MN.shape), max(m_MN.shape)
     if side <= SMALL:

@@ -1,0 +1,115 @@
+"""How replies of different rank become one matrix again: three fusions of a layer, fed reply by reply.
+
+    replace            M <- Σ_k w_k M_k                           what was not sent decays to the smallest rank
+    delta              M <- M + Σ_k w_k (M_k - T_{r_k}(M))        what was not sent survives untouched
+    rank_partitioned   each band of singular directions is averaged over the replies that reach it; above the largest
+                       rank that came back stands M's own part
+
+M_k = U_k V_k of rank r_k, or a full matrix; T_r(M) is what was sent at rank r; w_k are normalised. The first is FedHM's
+(arXiv 2111.14655), the last after raFLoRA (arXiv 2602.13486), of which we know the abstract.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from potluck.core.tree import WeightedMean
+from potluck.models.svd import decompose, decompose_product
+
+Piece = Tensor | tuple[Tensor, Tensor]
+"""A full matrix (m, n), or the factors U (m, r) and V (r, n)."""
+
+
+class Fusion(ABC):
+    """The next matrix of one layer."""
+
+    def __init__(self, name: str, matrix_MN: Tensor, sent: Callable[[int], Tensor], ranks: Iterable[int]) -> None:
+        """``sent(r)`` is T_r(M), to the bit what devices of rank r were sent; ``ranks`` are those of the fleet."""
+        self.name = name
+        self.matrix_MN = matrix_MN
+        self.sent = sent
+        side = min(matrix_MN.shape)
+        self.edges = sorted({0, side, *(min(rank, side) for rank in ranks)})
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Makes what the fusion gathers."""
+
+    @abstractmethod
+    def add(self, piece: Piece, weight: float) -> None:
+        """Folds in one reply."""
+
+    @abstractmethod
+    def result(self) -> Tensor:
+        """The next M, (m, n), after one reply at least."""
+
+
+class Replace(Fusion):
+    """The mean of the products."""
+
+    def prepare(self) -> None:
+        self.mean = WeightedMean()
+
+    def add(self, piece: Piece, weight: float) -> None:
+        self.mean.add({"m": product(piece)}, weight)
+
+    def result(self) -> Tensor:
+        found: Tensor = self.mean.result()["m"]
+        return found
+
+
+class Delta(Fusion):
+    """M plus the mean of what changed."""
+
+    def prepare(self) -> None:
+        self.mean = WeightedMean()
+
+    def add(self, piece: Piece, weight: float) -> None:
+        before = self.matrix_MN if isinstance(piece, Tensor) else self.sent(piece[0].shape[1])
+        self.mean.add({"m": product(piece) - before}, weight)
+
+    def result(self) -> Tensor:
+        change: Tensor = self.mean.result()["m"]
+        return self.matrix_MN + change
+
+
+class RankPartitioned(Fusion):
+    """A mean per band (r_i, r_{i+1}] of singular directions. It holds one matrix per band."""
+
+    def prepare(self) -> None:
+        bands = [*pairwise(self.edges)]
+        self.sums = {band: torch.zeros_like(self.matrix_MN, dtype=torch.float64) for band in bands}
+        self.weights = dict.fromkeys(bands, 0.0)
+
+    def add(self, piece: Piece, weight: float) -> None:
+        full = isinstance(piece, Tensor)
+        rank = min(piece.shape) if isinstance(piece, Tensor) else piece[0].shape[1]
+        found = decompose(piece, self.name) if isinstance(piece, Tensor) else decompose_product(*piece, self.name)
+        assert full or rank in self.edges, f"{self.name}: a reply of rank {rank}, the fleet has {self.edges}"
+        for low, high in self.sums:
+            if high <= rank:
+                part_MN = (found.p[:, low:high] * found.s[low:high]) @ found.q[:, low:high].T
+                self.sums[low, high].add_(part_MN, alpha=weight)
+                self.weights[low, high] += weight
+
+    def result(self) -> Tensor:
+        reached = [band for band, weight in self.weights.items() if weight > 0]
+        largest = max(high for _, high in reached)
+        total = sum((self.sums[band] / self.weights[band] for band in reached), torch.zeros(()))
+        if largest < self.edges[-1]:
+            total = total + (self.matrix_MN - self.sent(largest))
+        return total.to(self.matrix_MN.dtype)
+
+
+FUSIONS: dict[str, type[Fusion]] = {"replace": Replace, "delta": Delta, "rank_partitioned": RankPartitioned}
+
+
+def product(piece: Piece) -> Tensor:
+    """The matrix of a piece: the one operation by which devices, server and tests multiply factors."""
+    return piece if isinstance(piece, Tensor) else piece[0] @ piece[1]
