@@ -22,6 +22,6 @@ def test_the_report_of_a_real_run_says_what_its_summary_says(tmp_path: Path) -> 
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text(encoding="utf-8")
     summary = run.summary
     assert summary["state_sha256"] in page
-    assert f"{100 * summary['accuracy']['mean']:.1f} %" in page
+    assert f"{100 * summary['accuracy']['mean']:.1f}%" in page
     assert size(summary["bytes"]["total"]) in page
     assert "The worst one, hatched, is device" in page

@@ -26,15 +26,15 @@ def test_table_escapes_and_marks_numbers() -> None:
 def test_by_tier_adds_up_its_devices(make_run: MakeRun) -> None:
     run = runs.read(make_run(wrong={(1, 0): ("late", "slow")}))
     assert cells(tables.by_tier(run))[1:] == [
-        ["phone", "2", "1 / – Mbit/s", "30.5 %", "1,234", "6.00 kB", "12.0 kB", "5 of 6"],
-        ["laptop", "1", "1 / – Mbit/s", "32.0 %", "1,234", "3.00 kB", "6.00 kB", "3 of 3"],
+        ["phone", "2", "1 / – Mbit/s", "30.5%", "1,234", "6.00 kB", "12.0 kB", "5 of 6"],
+        ["laptop", "1", "1 / – Mbit/s", "32.0%", "1,234", "3.00 kB", "6.00 kB", "3 of 3"],
     ]
 
 
 def test_headline_of_a_finished_and_of_an_interrupted_run(make_run: MakeRun) -> None:
     done, broken = tables.headline(runs.read(make_run("a"))), tables.headline(runs.read(make_run("b", done=1)))
-    assert all(word in done for word in ("31.0 %", "30.0 %", "27.0 kB", "4.50 s", "1.50 s", "5.00 MB", "1,234"))
-    assert all(word in broken for word in ("11.0 %", "9.00 kB", "1.50 s", "500 ms", "known at the end"))
+    assert all(word in done for word in ("31.0%", "30.0%", "27.0 kB", "4.50 s", "1.50 s", "5.00 MB", "1,234"))
+    assert all(word in broken for word in ("11.0%", "9.00 kB", "1.50 s", "500 ms", "known at the end"))
     assert "5.00 MB" not in broken
 
 
@@ -60,7 +60,7 @@ def test_comparison_has_a_row_for_each_run(make_run: MakeRun) -> None:
     head, first, second = cells(tables.comparison(read, compare.labels(read)))
     assert head[:3] == ["method", "seed", "rounds"]
     assert first == [
-        *("fedavg", "0", "3", "31.0 %", "30.0 %", "30.5 %", "32.0 %"),
+        *("fedavg", "0", "3", "31.0%", "30.0%", "30.5%", "32.0%"),
         *("9.00 kB", "18.0 kB", "27.0 kB", "4.50 s", "1,234", "5.00 MB"),
     ]
     assert second[:2] == ["local", "1"]
@@ -70,7 +70,7 @@ def test_over_seeds_gives_mean_and_deviation_of_finished_runs(make_run: MakeRun)
     read = [runs.read(make_run(f"r{s}", seed=s)) for s in (0, 1)]
     made = tables.over_seeds(compare.groups(read))
     assert made is not None
-    assert cells(made)[1] == ["fedavg", "2", "31.0 ± 0.0 %", "30.0 ± 0.0 %", "27.0 kB", "4.50 s"]
+    assert cells(made)[1] == ["fedavg", "2", "31.0 ± 0.0%", "30.0 ± 0.0%", "27.0 kB", "4.50 s"]
     assert tables.over_seeds(compare.groups(read[:1])) is None
 
 

@@ -44,7 +44,7 @@ def test_duration(given: float | None, shown: str) -> None:
 
 
 def test_score_is_percent_for_accuracy_alone() -> None:
-    assert units.score(0.9554) == "95.5 %"
+    assert units.score(0.9554) == "95.5%"
     assert units.score(2.345678, "perplexity") == "2.346"
     assert units.score(None) == "–"
 

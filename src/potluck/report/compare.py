@@ -64,7 +64,8 @@ def curves(runs: Sequence[Run], entries: Sequence[Entry], name: str) -> Panel | 
         data = [_curve(run, entry, name, x) for run, entry in shown]
         ends = [x.places(run, run.evaluated[-1:])[0] for run, _ in shown]
         stretch = {} if x.kind == "round" else _spread(ends)
-        made = layout(axis(x.title, x.tick_format, x.suffix) | stretch, plots.score_axis(runs[0].metric))
+        title = f"{x.title}, log scale" if stretch else x.title
+        made = layout(axis(title, x.tick_format, x.suffix) | stretch, plots.score_axis(runs[0].metric))
         figures.append(Figure(title=x.heading, data=data, layout=made))
     title = {"mean": f"Mean {runs[0].metric}", "worst": "Worst device"}.get(name, f"Tier {name}")
     return Panel(title=title, text="", figures=figures, legend=[entry for _, entry in shown], columns=3)
@@ -107,7 +108,8 @@ def pareto(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
         return None
     points = [(run.traffic.total, accuracy.mean) for run, _, accuracy in shown if accuracy]
     best = front(points)
-    x = axis("bytes sent, up and down", "~s", "B") | _spread([x for x, _ in points])
+    stretch = _spread([x for x, _ in points])
+    x = axis("bytes sent, up and down" + (", log scale" if stretch else ""), "~s", "B") | stretch
     sides = _named(points, best, log="type" in x)
     data: list[Mapping[str, Any]] = [_front_line([points[place] for place in best])]
     for place, (run, entry, _) in enumerate(shown):

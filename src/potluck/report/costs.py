@@ -178,13 +178,6 @@ def status_map(run: Run) -> Panel | None:
     if sum(len(tier.devices) for tier in run.tiers) > shapes.MOST_DEVICES:
         return _tier_map(run, bins)
     codes = _codes(run, bins)
-    words = [[STATES[code] for code in row] for row in codes]
-    span = len(STATES)
-    scale = [
-        [edge / span, f"var(--{state.replace(' ', '-')})"]
-        for place, state in enumerate(STATES)
-        for edge in (place, place + 1)
-    ]
     labels = [f"{device} {plain(tier.name)}" for tier in run.tiers for device in tier.devices]
     data = {
         "type": "heatmap",
@@ -192,9 +185,9 @@ def status_map(run: Run) -> Panel | None:
         "y": labels,
         "z": codes,
         "zmin": -0.5,
-        "zmax": span - 0.5,
-        "text": words,
-        "colorscale": scale,
+        "zmax": len(STATES) - 0.5,
+        "text": [[STATES[code] for code in row] for row in codes],
+        "colorscale": _state_colours(),
         "showscale": False,
         "xgap": 1 if len(bins) <= 100 else 0,
         "ygap": 1 if len(labels) <= 60 else 0,
@@ -212,6 +205,12 @@ def status_map(run: Run) -> Panel | None:
         figures=[Figure(title="", data=[data], layout=made, height=height)],
         legend=legend,
     )
+
+
+def _state_colours() -> list[list[Any]]:
+    """A colour scale of steps, one a state."""
+    names = [f"var(--{state.replace(' ', '-')})" for state in STATES]
+    return [[edge / len(names), name] for place, name in enumerate(names) for edge in (place, place + 1)]
 
 
 def _codes(run: Run, bins: Sequence[Sequence[Round]]) -> list[list[int]]:

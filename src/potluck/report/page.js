@@ -24,11 +24,14 @@
     );
     for (const trace of figure.data) trace.visible = !hidden.has(trace.name);
     figure.layout.dragmode = mouse ? "zoom" : false;
-    if (width) figure.layout.width = width;
+    Object.assign(figure.layout, width ? { width } : { autosize: true });
     plot.dataset.drawn = "yes";
     return Plotly.react(plot, figure.data, figure.layout, config);
   };
-  const redraw = () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => draw(plot));
+  const redraw = () => {
+    for (const plot of plots) if (plot.dataset.drawn && plot.offsetParent !== null) draw(plot);
+      else delete plot.dataset.drawn;
+  };
 
   // A page of many runs has hundreds of figures: each is drawn when it is about to be seen.
   const seen = new IntersectionObserver(
@@ -56,6 +59,8 @@
   addEventListener("beforeprint", printed);
   addEventListener("afterprint", () => {
     root.classList.remove("paper");
+    // A width once set stays: only a new start lets a figure follow its box again.
+    plots.forEach((plot) => Plotly.purge(plot));
     redraw();
   });
 })();

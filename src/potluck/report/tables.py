@@ -12,6 +12,8 @@ from potluck.report.runs import Run
 from potluck.report.units import NONE, Html, count, duration, esc, number, ranges, score, size
 
 MOST_TROUBLES = 200
+TALL = 15
+"""Rows from which on a table scrolls in its box."""
 SECTIONS = ("data", "model", "method", "train", "fleet", "wire", "evaluate", "engine")
 """The sections of an experiment file, in the order of its documentation."""
 
@@ -28,8 +30,9 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], words: int =
             for i, value in enumerate(row)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
+    tall = " tall" if len(rows) > TALL else ""
     return Html(
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{"".join(side)}</tr></thead>'
+        f'<div class="scroll{tall}" tabindex="0"><table><thead><tr>{"".join(side)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -149,7 +152,7 @@ def settings(run: Run) -> Html:
     boxes = [_section("run", top)]
     for name in [*SECTIONS, *(key for key in run.experiment if key not in SECTIONS)]:
         found = run.experiment.get(name)
-        if isinstance(found, dict) and found:
+        if isinstance(found, dict) and set(found) - {"tier"}:
             boxes.append(
                 _section(name, {key: value for key, value in found.items() if (name, key) != ("fleet", "tier")})
             )
@@ -256,7 +259,7 @@ def over_seeds(groups: Mapping[str, Sequence[Run]]) -> Html | None:
 def _spread(values: Sequence[float], metric: str) -> str:
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     if metric == "accuracy":
-        return f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+        return f"{100 * mean:.1f} ± {100 * deviation:.1f}%"
     return f"{mean:.4g} ± {deviation:.2g}"
 
 

@@ -65,7 +65,7 @@ def score(value: float | None, metric: str = "accuracy") -> str:
     """An accuracy in percent; any other metric as a number."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.4g}"
 
 
 def number(value: object) -> str:
