@@ -1,0 +1,110 @@
+"""Local training: nothing is sent but headers, and each device is what it would be alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potluck.core import seeds, tree
+from potluck.engines.inprocess import InProcess
+from potluck.engines.round import begin, play
+from potluck.engines.seam import Delivery, Engine, Order
+from potluck.experiment import build
+from potluck.experiment.config import Experiment
+from potluck.experiment.run import Prepared, prepare
+from potluck.models import zoo
+from potluck.models.nets import weights_of
+from potluck.wire import frame
+
+MakeExperiment = Callable[..., Experiment]
+SETTINGS = (
+    "model.name=mlp",
+    "train.batch_size=16",
+    "train.momentum=0.5",
+    "train.channels_last=false",
+    "fleet.participation=0.5",
+)
+
+
+class Watched:
+    """An engine that remembers which device trained in which round."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.trained: list[tuple[int, int]] = []
+
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
+        for delivery in self.inner.exchange(orders, deadline_s):
+            if delivery.order.verb == "train":
+                self.trained.append((delivery.order.round, delivery.order.device.id))
+            yield delivery
+
+
+def alone(ready: Prepared, device: int, rounds: list[int]) -> dict[str, Tensor]:
+    """One device that trains in these rounds by itself, written out."""
+    data = ready.shares.train[device]
+    torch.manual_seed(seeds.derived(0, 0, seeds.SERVER, "initial weights"))
+    net = zoo.make("mlp", data.shape, data.classes, "group")
+    x, y = data.x, data.y
+    for round in rounds:
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.5)
+        order = torch.randperm(len(y), generator=seeds.generator(0, round, device, "train"))
+        for rows in torch.split(order, 16):
+            optimiser.zero_grad()
+            F.cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return weights_of(net)
+
+
+def test_each_device_is_what_it_would_be_alone(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("local", "rounds=4", *SETTINGS))
+    engine = Watched(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path)))
+    *_, last = play(ready.course, engine, begin(ready.course), 4)
+    drawn: dict[int, list[int]] = {device.id: [] for device in ready.course.fleet.devices}
+    for round, device in engine.trained:
+        drawn[device].append(round)
+    assert len({len(rounds) for rounds in drawn.values()}) > 1, "some were drawn more often than others"
+    for device, rounds in drawn.items():
+        digest = tree.digest({"weights": alone(ready, device, rounds)}) if rounds else ""
+        assert last.snapshot.own.get(device, "") == digest
+        assert last.snapshot.acks.get(device, 0) == max(rounds, default=0)
+
+
+def test_a_device_that_was_never_drawn_keeps_its_initial_net(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("local", "rounds=1", *SETTINGS))
+    engine = Watched(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path)))
+    (played,) = play(ready.course, engine, begin(ready.course), 1)
+    idle = [device for device in ready.course.fleet.devices if (1, device.id) not in engine.trained]
+    assert idle
+    for device in idle:
+        net = ready.course.method.model(None, None, device)
+        assert tree.equal(weights_of(net), alone(ready, device.id, []))
+    evaluated = {device: score["right"].sum() for device, score in played.scores.items()}
+    assert evaluated.keys() == {device.id for device in ready.course.fleet.devices}
+    assert len({float(evaluated[device.id]) for device in idle}) == 1
+
+
+def test_only_headers_cross_the_links(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("local", "rounds=2", *SETTINGS))
+    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path))
+    for played in play(ready.course, engine, begin(ready.course), 2):
+        rows = [row for row in played.rows if row.verb == "train"]
+        assert rows
+        assert {row.tensor_bytes for row in rows} == {0}
+        assert all(0 < row.encoded_bytes < 1_000 for row in rows)
+
+
+def test_messages_are_empty_trees(small: MakeExperiment) -> None:
+    ready = prepare(small("local", *SETTINGS))
+    method, device = ready.course.method, ready.course.fleet.devices[0]
+    down, _ = frame.decode(ready.course.letters.write_down({}, 1))
+    assert down == {}
+    assert method.expect({}, device, None) == {}
+    state: dict[str, Any] = {}
+    assert method.merge(state, iter(()), None) is state
+    assert len({method.variant(device) for device in ready.course.fleet.devices}) == 4
