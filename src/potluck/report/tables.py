@@ -12,6 +12,8 @@ from potluck.report.runs import Run
 from potluck.report.units import NONE, Html, count, duration, esc, number, ranges, score, size
 
 MOST_TROUBLES = 200
+LONG = 32
+"""Letters from which on a cell may break into lines."""
 TALL = 15
 """Rows from which on a table scrolls in its box."""
 SECTIONS = ("data", "model", "method", "train", "fleet", "wire", "evaluate", "engine")
@@ -20,21 +22,21 @@ SECTIONS = ("data", "model", "method", "train", "fleet", "wire", "evaluate", "en
 
 def table(head: Sequence[object], rows: Sequence[Sequence[object]], words: int = 1) -> Html:
     """A table in a box of its own that scrolls sideways. All but the first ``words`` columns are numbers."""
-    side = ['<th scope="col"{}>{}</th>'.format("" if i < words else ' class="n"', esc(h)) for i, h in enumerate(head)]
+    top = "".join(f'<th scope="col"{_kind(place, words, "")}>{esc(name)}</th>' for place, name in enumerate(head))
     lines = []
-    for row in rows:
-        cells = [
-            "<td{}>{}</td>".format("" if i < words else ' class="n"', esc(value))
-            if i
-            else f'<th scope="row">{esc(value)}</th>'
-            for i, value in enumerate(row)
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+    for first, *others in rows:
+        cells = (f"<td{_kind(place, words, value)}>{esc(value)}</td>" for place, value in enumerate(others, start=1))
+        lines.append(f'<tr><th scope="row">{esc(first)}</th>{"".join(cells)}</tr>')
     tall = " tall" if len(rows) > TALL else ""
     return Html(
-        f'<div class="scroll{tall}" tabindex="0"><table><thead><tr>{"".join(side)}</tr></thead>'
+        f'<div class="scroll{tall}" tabindex="0"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _kind(place: int, words: int, value: object) -> str:
+    """The class of a cell: a number stands to the right, a long text may break."""
+    return ' class="n"' if place >= words else ' class="long"' if len(str(value)) > LONG else ""
 
 
 def headline(run: Run) -> Html:
