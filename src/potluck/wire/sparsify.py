@@ -52,6 +52,8 @@ class TopK:
     def encode(self, value: Tensor, memory: Tensor | None, rng: torch.Generator) -> tuple[Tree | Tensor, Tensor | None]:
         if not trees.finite(value):
             raise WireError("topk: holds NaN or infinity")
+        if memory is not None and memory.shape != value.shape:
+            raise WireError(f"topk: of shape {tuple(value.shape)}, what it remembers is of {tuple(memory.shape)}")
         wanted = value if memory is None else value + memory
         k, places = self.form(wanted.numel())
         if not places:
@@ -122,12 +124,14 @@ def _places(node: Mapping[str, Any], values: int) -> Tensor:
     raise WireError("topk: expected indices of int32, or a bitmap of the tensor's size")
 
 
-def make_topk(key: str, settings: Mapping[str, float]) -> TopK:
+def make_topk(key: str, settings: Mapping[str, Any]) -> TopK:
     """The codec of ``{ topk = FRACTION, decay = FACTOR }``. Raises ConfigError naming key and value."""
     odd = sorted(settings.keys() - {"topk", "decay"})
     if odd or "topk" not in settings:
         raise ConfigError(f"{key} holds {dict(settings)}: expected {{ topk = 0.01 }}, and decay beside it or nothing")
     fraction, decay = settings["topk"], settings.get("decay", 1.0)
+    if not all(type(number) in (int, float) for number in (fraction, decay)):
+        raise ConfigError(f"{key} holds {dict(settings)}: expected numbers, such as {{ topk = 0.01 }}")
     if not 0 < fraction <= 1:
         raise ConfigError(f"{key}: topk = {fraction:g}: expected a share of the entries, 0 < topk <= 1")
     if not 0 <= decay <= 1:
