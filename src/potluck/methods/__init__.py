@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from potluck.methods.fedavg import FedAvg
+from potluck.methods.fedode import FedODE
 from potluck.methods.fedprox import FedProx
 from potluck.methods.local import Local
 
@@ -12,4 +13,5 @@ METHODS: dict[str, type[Any]] = {
     "local": Local,
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedode": FedODE,
 }

@@ -167,17 +167,24 @@ def make_deq(
 
 
 def set_depth(
-    net: nn.Module, steps: int, *, solver: Solver, gradient: Gradient, z0: str = "zero", tol: float | None = None
+    net: nn.Module,
+    steps: int,
+    *,
+    solver: Solver,
+    gradient: Gradient,
+    z0: str = "zero",
+    tol: float | None = None,
+    key: str = "steps",
 ) -> None:
     """Sets how the cell of ``net`` is iterated, in place.
 
-    Raises ModelError for values out of range or a net of another kind, ValueError for a solver and a gradient that do
-    not go together.
+    Raises ModelError for values out of range (naming ``key``) or a net of another kind, ValueError for a solver and a
+    gradient that do not go together.
     """
     if not isinstance(net, DeqNet):
         raise ModelError(f"a net of kind {type(net).__name__} has no cell: expected one of {', '.join(WIDTHS)}.")
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
-        raise ModelError(f"steps = {steps!r}: expected an integer from 1 to {MOST_STEPS}.")
+        raise ModelError(f"{key} = {steps!r}: expected an integer from 1 to {MOST_STEPS}.")
     if z0 not in STARTS:
         raise ModelError(f'z0 = "{z0}": expected one of {", ".join(STARTS)}.')
     tail_of(gradient, solver, steps)  # refuses at once what solve() would refuse in the first batch

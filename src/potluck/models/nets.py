@@ -59,7 +59,7 @@ class Nets:
         self._resident: dict[Any, nn.Module] = {}
 
     def __call__(self, tier: str, change: Callable[[nn.Module], None] | None = None) -> nn.Module:
-        """A net of the tier with its initial weights; the caller's own. ``change`` alters it before those are loaded."""
+        """A net of the tier with its initial weights; the caller's own. ``change`` is made before those are loaded."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derived(self._seed, 0, seeds.SERVER, "initial weights"))
             net = self._makers[tier]()

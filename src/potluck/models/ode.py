@@ -175,15 +175,16 @@ def set_depth(
     method: str = "euler",
     step: str = "unit_time",
     checkpoint: bool = False,
+    key: str = "steps",
 ) -> None:
     """Sets how every ODE stage of ``net`` is integrated, in place; ``steps`` may be a list with one entry a stage.
 
     With ``step="learned"`` each stage gets a fresh parameter ``h`` of 1/steps each; otherwise it has none. Raises
-    ModelError for values out of range, and for ``checkpoint`` with BatchNorm.
+    ModelError for values out of range (naming ``key``), and for ``checkpoint`` with BatchNorm.
     """
     stages = _stages(net)
     counts = [steps] * len(stages) if isinstance(steps, int) else list(steps)
-    _demand_depth(net, counts, len(stages), method, step)
+    _demand_depth(net, counts, len(stages), method, step, key)
     if checkpoint and any(isinstance(module, nn.BatchNorm2d) for stage in stages for module in stage.modules()):
         raise ModelError(
             'checkpoint = true with model.norm = "batch": evaluating a block again would count its batch statistics '
@@ -195,15 +196,15 @@ def set_depth(
         stage.h = nn.Parameter(weight.new_full((count,), 1.0 / count)) if step == "learned" else None
 
 
-def _demand_depth(net: nn.Module, counts: Sequence[int], stages: int, method: str, step: str) -> None:
+def _demand_depth(net: nn.Module, counts: Sequence[int], stages: int, method: str, step: str, key: str) -> None:
     if not stages:
         raise ModelError(f"a net of kind {type(net).__name__} has no ODE stage: expected one of {', '.join(ODENETS)}.")
     if len(counts) != stages:
         name = net.name if isinstance(net, OdeNet) else type(net).__name__
-        raise ModelError(f'steps has {len(counts)} entries, model "{name}" has {stages} ODE stages.')
+        raise ModelError(f'{key} has {len(counts)} entries, model "{name}" has {stages} ODE stages.')
     for count in counts:
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_STEPS:
-            raise ModelError(f"steps = {count!r}: expected an integer from 1 to {MOST_STEPS}.")
+            raise ModelError(f"{key} = {count!r}: expected an integer from 1 to {MOST_STEPS}.")
     if method not in METHODS:
         raise ModelError(f'solver = "{method}": expected one of {", ".join(METHODS)}.')
     if step not in STEPS:

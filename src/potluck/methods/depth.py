@@ -1,0 +1,79 @@
+"""What methods share whose devices bring their own depth: step counts, and what is refused or doubtful about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potluck.core.errors import ConfigError
+from potluck.core.types import Setup
+from potluck.models.fit import Objective
+
+Steps = int | list[int]
+"""A number of steps, or one for each stage of a net."""
+MOST_SAMPLES = 2**40
+SHORTENED = 0.5
+"""With ``random_steps``, the share of batches that train at a depth drawn from 1 to the device's own."""
+
+
+def key_of(steps: Steps) -> str:
+    """The name of a step count in a tree: ``4``, also for a list of nothing but 4, or ``2-4-8``."""
+    counts = [steps] if isinstance(steps, int) else steps
+    return "-".join(map(str, counts[:1] if len(set(counts)) == 1 else counts))
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The key whose counts are nearest to those of ``key``, in ratio; of equally near ones the smallest."""
+    counts = {one: [int(part) for part in one.split("-")] for one in [key, *known]}
+    size = max(map(len, counts.values()))
+    logs = {one: [math.log(count) for count in found * (size // len(found))] for one, found in counts.items()}
+    return min(known, key=lambda one: (sum(abs(a - b) for a, b in zip(logs[one], logs[key], strict=True)), logs[one]))
+
+
+def at_depths(
+    objective: Objective,
+    set_depth: Callable[[nn.Module, Any], None],
+    steps: Steps,
+    rng: torch.Generator | None,
+) -> Objective:
+    """The objective, in half of the batches at a depth drawn from 1 to ``steps``; the same where ``rng`` is None."""
+    if rng is None:
+        return objective
+
+    def varied(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if float(torch.rand((), generator=rng)) >= SHORTENED:
+            return objective(net, x, y)
+        set_depth(net, _drawn(steps, rng))
+        try:
+            return objective(net, x, y)
+        finally:  # the net stays in this process, and its FLOPs are counted at its own depth
+            set_depth(net, steps)
+
+    return varied
+
+
+def _drawn(steps: Steps, rng: torch.Generator) -> Steps:
+    if isinstance(steps, int):
+        return int(torch.randint(1, steps + 1, (), generator=rng))
+    return [int(torch.randint(1, most + 1, (), generator=rng)) for most in steps]
+
+
+def whole_weights(setup: Setup) -> list[str]:
+    """A warning for lossy codecs. Raises ConfigError for ``topk``, which is for updates."""
+    if "topk" in setup.up_codecs:
+        raise ConfigError(
+            "wire.up holds topk, which keeps a few entries of an update, and this method sends whole weights: choose "
+            '"int8" or "float16".'
+        )
+    lossy = [name for name in setup.up_codecs if name != "zstd"]
+    return [f"wire.up = {lossy} loses a part of the weights themselves."] if lossy else []
+
+
+def overrides(setup: Setup, name: str, profile: Mapping[str, Any]) -> list[str]:
+    """A line for each option that the experiment sets otherwise than its profile does."""
+    odd = {key: value for key, value in setup.given.items() if key in profile and value != profile[key]}
+    return [f'profile = "{name}" is overridden: method.{key} = {value}.' for key, value in odd.items()]
