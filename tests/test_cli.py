@@ -54,7 +54,14 @@ def test_run_prints_a_table_and_the_folder(potluck: Potluck, file: str, tmp_path
     assert re.search(r"fedavg +0 +2 +0\.\d{3}", out)
     assert "runs/first" in out
     kept = tmp_path / "runs" / "first"
-    for name in ("experiment.toml", "rounds.jsonl", "ledger.jsonl", "summary.json", "state/manifest.json"):
+    for name in (
+        "experiment.toml",
+        "rounds.jsonl",
+        "ledger.jsonl",
+        "summary.json",
+        "state/manifest.json",
+        "report.html",
+    ):
         assert (kept / name).is_file(), name
     assert sorted(path.name for path in (kept / "model").iterdir()) == ["large.safetensors", "small.safetensors"]
 
@@ -193,6 +200,27 @@ def test_a_damaged_run_folder_is_told(potluck: Potluck, file: str, tmp_path: Pat
     assert str(place.relative_to(tmp_path)) in told
 
 
+def test_a_report_of_one_and_of_several(potluck: Potluck, file: str, tmp_path: Path) -> None:
+    potluck("run", file, "--quiet", "--out", "a")
+    potluck("run", file, "--quiet", "--out", "b", "--set", "seed=1")
+    assert potluck("report", "a") == (0, "a/report.html\n", "")
+    assert potluck("report", "a", "b", "--out", "both.html") == (0, "both.html\n", "")
+    assert "fedavg" in (tmp_path / "both.html").read_text()
+    code, _, told = potluck("report", "nowhere")
+    assert code == 2
+    assert "nowhere" in told
+
+
+def test_split_writes_the_shares(potluck: Potluck, file: str, tmp_path: Path) -> None:
+    code, out, _ = potluck("split", file, "--out", "shares")
+    assert code == 0
+    assert "files in shares" in out
+    assert (tmp_path / "shares/device-003.npz").is_file()
+    code, _, told = potluck("split", file, "--out", "shares")
+    assert code == 2
+    assert "shares" in told
+
+
 def test_lists(potluck: Potluck) -> None:
     for command, wanted in {"methods": list(METHODS), "sources": ["digits", "idx:DIR"], "models": ["resnet8"]}.items():
         code, out, _ = potluck(command)
@@ -205,7 +233,7 @@ def test_version_and_help(potluck: Potluck) -> None:
     code, out, _ = potluck("--version")
     assert code == 0
     assert re.match(r"potluck \d+\.\d+\.\d+", out)
-    for command in ("run", "resume", "compare", "methods", "sources", "models"):
+    for command in ("run", "resume", "compare", "report", "split", "methods", "sources", "models"):
         code, out, _ = potluck(command, "--help")
         assert code == 0
         assert f"Example: potluck {command}" in out

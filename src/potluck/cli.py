@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from potluck import __version__
-from potluck.core.errors import ConfigError, PotluckError
+from potluck.core.errors import ConfigError, MissingExtraError, PotluckError
 from potluck.display import Progress, err, out, show_list, show_summaries
 
 app = typer.Typer(
@@ -115,6 +115,20 @@ def compare(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, or folders of them.")],
+    page: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Where the page goes.")] = None,
+) -> None:
+    """Writes one self-contained page with plots: of a finished or an interrupted run, or of several side by side.
+
+    Example: potluck report runs/three/fedavg-0 runs/three/local-0 --out both.html
+    """
+    from potluck.report import write_report
+
+    out.print(str(write_report(folders, page or folders[0] / "report.html")), soft_wrap=True)
+
+
+@app.command()
 def split(
     experiment: File,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the npz files go; must be empty.")],
@@ -205,7 +219,12 @@ def _comparison(outcomes: Sequence[Any], place: Path) -> None:
 
 def _report(folders: Sequence[Path], page: Path) -> None:
     """Writes the report, where what it needs is installed."""
-    return
+    from potluck.report import write_report
+
+    try:
+        out.print(f"report      {write_report(folders, page)}", soft_wrap=True)
+    except MissingExtraError as error:
+        err.print(f"[yellow]no report:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def _names(text: str) -> list[str]:
