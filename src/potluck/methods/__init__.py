@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from potluck.methods.fedavg import FedAvg
+from potluck.methods.feddlr import FedDLR
+from potluck.methods.fedhm import FedHM
 from potluck.methods.fedode import FedODE
 from potluck.methods.fedprox import FedProx
+from potluck.methods.heterofl import HeteroFL
 from potluck.methods.local import Local
 
 METHODS: dict[str, type[Any]] = {
     "local": Local,
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "heterofl": HeteroFL,
+    "fedhm": FedHM,
+    "feddlr": FedDLR,
     "fedode": FedODE,
 }

@@ -12,13 +12,15 @@ M_k = U_k V_k of rank r_k, or a full matrix; T_r(M) is what was sent at rank r; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from potluck.core.tree import WeightedMean
+from potluck.models.coordinate_mean import CoordinateMean
+from potluck.models.matrix import Flatten, from_matrix, to_matrix
 from potluck.models.svd import decompose, decompose_product
 
 Piece = Tensor | tuple[Tensor, Tensor]
@@ -113,3 +115,45 @@ FUSIONS: dict[str, type[Fusion]] = {"replace": Replace, "delta": Delta, "rank_pa
 def product(piece: Piece) -> Tensor:
     """The matrix of a piece: the one operation by which devices, server and tests multiply factors."""
     return piece if isinstance(piece, Tensor) else piece[0] @ piece[1]
+
+
+class Fused:
+    """The next weights of a net, from replies that hold some layers as factors and the rest in full.
+
+    Of the tensors named in ``rows``, whose rows are classes, a reply counts with the rows of its ``labels`` only.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], fusions: Mapping[str, Fusion], rows: Sequence[str], flatten: Flatten
+    ) -> None:
+        self._weights = weights
+        self._fusions = fusions
+        self._flatten = flatten
+        self._mean = WeightedMean()
+        self._everything = dict.fromkeys(rows, (slice(None),))
+        self._rows = CoordinateMean({name: weights[name] for name in rows})
+
+    def add(
+        self,
+        full: Mapping[str, Tensor],
+        u: Mapping[str, Tensor],
+        v: Mapping[str, Tensor],
+        weight: float,
+        labels: Sequence[int] | None = None,
+    ) -> None:
+        """Folds in one reply; without ``labels`` with all its rows."""
+        apart = {f"{layer}.weight" for layer in self._fusions} | self._everything.keys()
+        self._mean.add({name: value for name, value in full.items() if name not in apart}, weight)
+        chosen = None if labels is None else dict.fromkeys(self._everything, torch.tensor(labels, dtype=torch.int64))
+        self._rows.add({name: full[name] for name in self._everything}, weight, self._everything, chosen)
+        for layer, fusion in self._fusions.items():
+            whole = layer not in u
+            fusion.add(to_matrix(full[f"{layer}.weight"], self._flatten) if whole else (u[layer], v[layer]), weight)
+
+    def result(self, *, renormalise: bool) -> dict[str, Tensor]:
+        """The next weights. Without ``renormalise`` rows that few brought shrink by the weight of the others."""
+        made: dict[str, Tensor] = {**self._mean.result(), **self._rows.result(renormalise=renormalise)}
+        for layer, fusion in self._fusions.items():
+            name = f"{layer}.weight"
+            made[name] = from_matrix(fusion.result(), tuple(self._weights[name].shape), self._flatten)
+        return made

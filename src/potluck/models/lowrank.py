@@ -73,7 +73,8 @@ class LowRankConv2d(nn.Module):
         else:
             above, beside = (self.padding[0], 0), (0, self.padding[1])
         first_RI1W = self.v.view(rank, inputs, 1, wide)
-        second_ORH1 = self.u.view(outputs, high, rank).permute(0, 2, 1)[..., None]
+        # Contiguous, because the plain kernel (taken for a batch of one, among others) wants its gradient to be so.
+        second_ORH1 = self.u.view(outputs, high, rank).permute(0, 2, 1)[..., None].contiguous()
         z_BRHW = F.conv2d(x_BIHW, first_RI1W, None, (1, right), beside, (1, broad))
         return F.conv2d(z_BRHW, second_ORH1, self.bias, (down, 1), above, (tall, 1))
 
@@ -155,6 +156,12 @@ def low_rank_layers(net: nn.Module) -> dict[str, LowRankLinear | LowRankConv2d]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, LowRankLinear | LowRankConv2d)}
 
 
+def with_factors(full: Mapping[str, Tensor], u: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a net with these factors, beside its tensors that stay full."""
+    pairs = {f"{layer}.{part}": value for part, held in (("u", u), ("v", v)) for layer, value in held.items()}
+    return {**full, **pairs}
+
+
 def add_frobenius_gradient(net: nn.Module, strength: float) -> None:
     """Adds the gradient of (λ/2)·Σ ‖U V‖²_F over the low-rank layers: dU += λ U V Vᵀ, dV += λ Uᵀ U V. In place.
 
@@ -166,6 +173,13 @@ def add_frobenius_gradient(net: nn.Module, strength: float) -> None:
         u_MR, v_RN = layer.u.detach(), layer.v.detach()
         _accumulate(layer.u, u_MR @ (v_RN @ v_RN.T), strength)
         _accumulate(layer.v, (u_MR.T @ u_MR) @ v_RN, strength)
+
+
+def add_decay_gradient(net: nn.Module, strength: float) -> None:
+    """Adds the gradient of (strength/2)·Σ (‖U‖² + ‖V‖²) over the low-rank layers; 0 changes nothing. In place."""
+    for layer in low_rank_layers(net).values() if strength else ():
+        _accumulate(layer.u, layer.u.detach(), strength)
+        _accumulate(layer.v, layer.v.detach(), strength)
 
 
 def _accumulate(weight: nn.Parameter, gradient: Tensor, strength: float) -> None:
