@@ -7,6 +7,7 @@ from typing import Any
 from potluck.methods.fedavg import FedAvg
 from potluck.methods.feddlr import FedDLR
 from potluck.methods.fedhm import FedHM
+from potluck.methods.feddeq import FedDEQ
 from potluck.methods.fedode import FedODE
 from potluck.methods.fedprox import FedProx
 from potluck.methods.heterofl import HeteroFL
@@ -20,4 +21,5 @@ METHODS: dict[str, type[Any]] = {
     "fedhm": FedHM,
     "feddlr": FedDLR,
     "fedode": FedODE,
+    "feddeq": FedDEQ,
 }

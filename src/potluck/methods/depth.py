@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError
 from potluck.core.types import Setup
+from potluck.methods.protocol import IfServerData
 from potluck.models.fit import Objective
 
 Steps = int | list[int]
@@ -75,5 +76,9 @@ def whole_weights(setup: Setup) -> list[str]:
 
 def overrides(setup: Setup, name: str, profile: Mapping[str, Any]) -> list[str]:
     """A line for each option that the experiment sets otherwise than its profile does."""
-    odd = {key: value for key, value in setup.given.items() if key in profile and value != profile[key]}
+    odd = {key: value for key, value in setup.given.items() if key in profile and not _as_in(profile[key], value)}
     return [f'profile = "{name}" is overridden: method.{key} = {value}.' for key, value in odd.items()]
+
+
+def _as_in(usual: object, value: object) -> bool:
+    return value in (usual.yes, usual.no) if isinstance(usual, IfServerData) else value == usual
