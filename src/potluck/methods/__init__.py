@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from potluck.methods.fedavg import FedAvg
+from potluck.methods.feddeq import FedDEQ
 from potluck.methods.feddlr import FedDLR
 from potluck.methods.fedhm import FedHM
-from potluck.methods.feddeq import FedDEQ
 from potluck.methods.fedode import FedODE
 from potluck.methods.fedprox import FedProx
 from potluck.methods.heterofl import HeteroFL
