@@ -11,6 +11,7 @@ encoding, checks, merging, the ledger and the checkpoint; evaluation and start-u
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -64,7 +65,7 @@ class Clock:
 
     def seconds(self) -> list[float]:
         """Of the rounds between the first (start-up) and the last (evaluation)."""
-        return [after - before for before, after in zip(self.times[:-2], self.times[1:-1], strict=True)]
+        return [after - before for before, after in itertools.pairwise(self.times[:-1])]
 
 
 def potluck_rounds(kind: str, rounds: int, channels_last: bool) -> tuple[list[float], float]:

@@ -13,7 +13,6 @@ import torch
 import zstandard
 
 from potluck.core import tree
-from potluck.core.errors import TrainingError
 from potluck.engines.course import Played
 from potluck.engines.inprocess import InProcess
 from potluck.engines.round import begin, play
@@ -173,16 +172,3 @@ def test_what_was_rejected_did_not_happen_on_the_device_either(
         assert [row.status for row in trained] == [name, name]
         digests.append([found.snapshot.digest() for found in played])
     assert digests[0] == digests[1]
-
-
-def test_a_round_of_hostile_devices_only_ends_the_run(ready: Prepared, tmp_path: Path) -> None:
-    class Everybody:
-        def __init__(self, inner: Engine) -> None:
-            self.inner = inner
-
-        def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-            return (replace(found, frame=b"") for found in self.inner.exchange(orders, deadline_s))
-
-    engine = Everybody(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path)))
-    with pytest.raises(TrainingError, match="every device of the round was rejected; the first one: device 0: 0 bytes"):
-        list(play(ready.course, engine, begin(ready.course), 1))

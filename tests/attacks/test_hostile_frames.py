@@ -573,7 +573,7 @@ def test_frames_of_another_round_device_or_direction(chain: list[str]) -> None:
     sender = letters(chain, down=make_channel(chain, direction="down"))
     assert "round is 4, expected 5" in refused(chain, sender.write_up(GOOD, 4, DEVICE, None, FACTS)[0])
     assert "device is 2, expected 3" in refused(chain, sender.write_up(GOOD, ROUND, 2, None, FACTS)[0])
-    assert "kind is 'down', expected 'up'" in refused(chain, sender.write_down(GOOD, ROUND))
+    assert "kind is 'down', expected 'up'" in refused(chain, sender.write_down(GOOD, ROUND)[0])
 
 
 # Values and trees

@@ -102,7 +102,7 @@ def test_only_headers_cross_the_links(small: MakeExperiment, tmp_path: Path) -> 
 def test_messages_are_empty_trees(small: MakeExperiment) -> None:
     ready = prepare(small("local", *SETTINGS))
     method, device = ready.course.method, ready.course.fleet.devices[0]
-    down, _ = frame.decode(ready.course.letters.write_down({}, 1))
+    down, _ = frame.decode(ready.course.letters.write_down({}, 1)[0])
     assert down == {}
     assert method.expect({}, device, None) == {}
     state: dict[str, Any] = {}

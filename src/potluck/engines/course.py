@@ -27,6 +27,8 @@ class Course:
     classes: int
     domains: int
     test_samples: int
+    shares: bool
+    """Whether the metric of a sample lies in [0, 1], as accuracy does."""
     evaluate_every: int
     evaluate_samples: int
 

@@ -6,6 +6,7 @@ order says from which merged round to start (``ack``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ MOST_NOTES = 32
 """A reply carries at most so many figures for the record."""
 
 
+class UnusableStateError(RunFolderError):
+    """A device's own state is missing or damaged: its reply would not follow from what was merged."""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnStore:
     """Own states and codec memories of devices as files, one per device and round; two are kept."""
@@ -45,7 +50,7 @@ class OwnStore:
         try:
             return frame.decode(bytearray(path.read_bytes()))[0]
         except (OSError, WireError) as error:
-            raise RunFolderError(
+            raise UnusableStateError(
                 f"{path}: the state of device {device} as of round {round} is unusable: {error}"
             ) from None
 
@@ -67,11 +72,18 @@ class OwnStore:
 
     def sync(self, device: int, round: int) -> None:
         """Forces a state to the disk, before a checkpoint refers to it."""
-        handle = os.open(self.path(device, round), os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with contextlib.suppress(FileNotFoundError):  # a reply may claim a state that is not there
+            handle = os.open(self.path(device, round), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def demand(self, device: int, round: int, own: str, codec: str) -> None:
+        """Raises RunFolderError unless the state of that round is there and has these digests."""
+        held = self.load(device, round)
+        if (tree.digest(held.get("own", {})), tree.digest(held.get("codec", {}))) != (own, codec):
+            raise RunFolderError(f"{self.path(device, round)}: damaged, its digest is not that of the checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +106,10 @@ class DeviceSide:
         with meter.metering() as costs:
             try:
                 made = verbs[order.verb](order, costs)
-            except (TrainingError, WireError) as error:
-                return Delivery(order=order, status="rejected", reason=str(error))
+            except (TrainingError, WireError, UnusableStateError) as error:
+                seconds = link.down_seconds(order.device, len(order.frame))
+                seconds += link.work_seconds(order.device, costs.flops)
+                return Delivery(order=order, status="rejected", reason=str(error), seconds=seconds)
         seconds = (
             link.down_seconds(order.device, len(order.frame))
             + link.work_seconds(order.device, costs.flops)

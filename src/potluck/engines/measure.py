@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from potluck.core import tree
+from potluck.core.errors import WireError
 from potluck.core.spec import Array, Spec
 from potluck.core.types import Device
 from potluck.engines.course import Course, Played, Snapshot, row
@@ -31,8 +32,7 @@ def measure(course: Course, engine: Engine, played: Played, samples: int) -> Non
     orders = _own_orders if personal else _server_orders
     asked = orders(course, played.snapshot, [group[0] for group in groups.values()], samples)
     for delivery in engine.exchange(asked, None):
-        if delivery.status == "ok":
-            _note(course, played, delivery)
+        _note(course, played, delivery)
     for group in groups.values():
         for device in group[1:]:
             if group[0].id in played.scores:
@@ -41,10 +41,10 @@ def measure(course: Course, engine: Engine, played: Played, samples: int) -> Non
 
 
 def _own_orders(course: Course, snapshot: Snapshot, devices: list[Device], samples: int) -> Iterator[Order]:
-    ask = course.letters.write_down({"start": 0, "stop": MOST_ROWS, "samples": samples}, snapshot.round)
+    ask, size = course.letters.write_down({"start": 0, "stop": MOST_ROWS, "samples": samples}, snapshot.round)
     for device in devices:
         ack = snapshot.acks.get(device.id, 0)
-        yield Order(device=device, round=snapshot.round, verb="evaluate", frame=ask, ack=ack)
+        yield Order(device=device, round=snapshot.round, verb="evaluate", frame=ask, ack=ack, tensor_bytes=size)
 
 
 def _server_orders(course: Course, snapshot: Snapshot, devices: list[Device], samples: int) -> Iterator[Order]:
@@ -57,17 +57,36 @@ def _server_orders(course: Course, snapshot: Snapshot, devices: list[Device], sa
 
 
 def _note(course: Course, played: Played, delivery: Delivery) -> None:
+    """Adds a delivery's counts to the scores; one that is wrong is rejected and named in the ledger."""
     order, device = delivery.order, delivery.order.device
-    if order.verb == "score":
-        score = frame.decode(delivery.frame)[0]
-    else:
-        score = course.letters.read_up(delivery.frame, order.round, device.id, _score_spec(course))[0]
-        down_tensors = frame.read_header(order.frame).tensor_bytes
-        seconds = delivery.seconds
-        played.rows.append(row(order, "down", down_tensors, len(order.frame), seconds, "ok", ""))
-        played.rows.append(row(order, "up", tree.nbytes(score), len(delivery.frame), seconds, "ok", ""))
-    held = played.scores.get(device.id)
-    played.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}
+    status, reason, score = delivery.status, delivery.reason, None
+    if status == "ok":
+        try:
+            score = _read(course, delivery)
+        except WireError as error:
+            status, reason = "rejected", str(error)
+    if order.verb == "evaluate":
+        sizes = {"down": (order.tensor_bytes, order.frame), "up": (tree.nbytes(score or {}), delivery.frame)}
+        for direction, (tensor_bytes, made) in sizes.items():
+            found = row(order, direction, tensor_bytes, len(made), delivery.seconds, status, reason)
+            played.rows.append(found)
+    if score is not None:
+        held = played.scores.get(device.id)
+        played.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}
+
+
+def _read(course: Course, delivery: Delivery) -> dict[str, Any]:
+    if delivery.order.verb == "score":
+        return frame.decode(delivery.frame)[0]
+    order, device = delivery.order, delivery.order.device
+    score = course.letters.read_up(delivery.frame, order.round, device.id, _score_spec(course))[0]
+    for kind in ("", "domain_"):
+        right, total = score[f"{kind}right"], score[f"{kind}total"]
+        if bool(((total < 0) | (total > MOST_ROWS)).any()) or bool((right < 0).any()):
+            raise WireError("counts of an evaluation below zero or beyond reason", device=device.id)
+        if course.shares and bool((right > total).any()):
+            raise WireError("more right answers than samples", device=device.id)
+    return score
 
 
 def _score_spec(course: Course) -> Spec:

@@ -21,7 +21,6 @@ from potluck.core.types import Desk, Device, Reply
 from potluck.engines.course import Course, Played, Snapshot, row
 from potluck.engines.measure import measure
 from potluck.engines.seam import Delivery, Engine, Order
-from potluck.wire import frame
 
 
 def begin(course: Course) -> Snapshot:
@@ -58,7 +57,9 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
     desk, cohort = _desk(course, number), fleet.cohort(number)
     played = Played(snapshot=before, cohort=[device.id for device in cohort])
     acks, own, codec = dict(before.acks), dict(before.own), dict(before.codec)
-    written: dict[tuple[tuple[str, int], ...], tuple[Any, bytearray]] = {}
+    written: dict[tuple[tuple[str, int], ...], tuple[Any, bytearray, int]] = {}
+
+    failed: list[str] = []
 
     def orders() -> Iterator[Order]:
         for device in cohort:
@@ -66,15 +67,17 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
             key = tuple((path, id(leaf)) for path, leaf in tree.leaves(down))
             if key not in written:  # devices that are sent the same tensors share one frame
                 start = time.perf_counter()
-                written[key] = (down, course.letters.write_down(down, number))
+                written[key] = (down, *course.letters.write_down(down, number))
                 _add(played.parts, "encode", time.perf_counter() - start)
-            yield Order(
-                device=device, round=number, verb="train", frame=written[key][1], ack=before.acks.get(device.id, 0)
-            )
+            _, made, size = written[key]
+            ack = before.acks.get(device.id, 0)
+            yield Order(device=device, round=number, verb="train", frame=made, ack=ack, tensor_bytes=size)
 
     def replies() -> Iterator[Reply[Any]]:
         for delivery in engine.exchange(orders(), fleet.deadline_s):
             device = delivery.order.device
+            if delivery.status == "rejected":
+                failed.append(delivery.reason)
             reply, facts = _admit(course, before.state, desk, delivery, played)
             if reply is not None:
                 digests = str(facts.get("own", "")), str(facts.get("codec_memory", ""))
@@ -91,7 +94,7 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
     for part, seconds in costs.seconds.items():
         _add(played.parts, f"server {part}", seconds)
     played.server_notes.update(costs.notes)
-    _demand_one_sound(played)
+    _demand_one_sound(failed, cohort)
     played.seconds = _round_seconds(played, fleet.deadline_s)
     played.snapshot = Snapshot(
         round=number,
@@ -125,8 +128,7 @@ def _admit(
         _add(played.parts, "decode", time.perf_counter() - start)
     for part, seconds in delivery.parts.items():
         _add(played.parts, f"device {part}", seconds)
-    down_tensors = frame.read_header(order.frame).tensor_bytes
-    played.rows.append(row(order, "down", down_tensors, len(order.frame), delivery.seconds, status, reason))
+    played.rows.append(row(order, "down", order.tensor_bytes, len(order.frame), delivery.seconds, status, reason))
     played.rows.append(row(order, "up", up_tensors, len(delivery.frame), delivery.seconds, status, reason))
     return reply, facts
 
@@ -140,11 +142,10 @@ def _notes(up: Mapping[str, Any], facts: Mapping[str, Any], device: Device) -> d
     return {str(name): float(value) for name, value in found.items()}
 
 
-def _demand_one_sound(played: Played) -> None:
-    """Raises TrainingError when every device of the round was rejected: going on would change nothing."""
-    ups = [row for row in played.rows if row.direction == "up"]
-    if ups and all(row.status == "rejected" for row in ups):
-        raise TrainingError(f"every device of the round was rejected; the first one: {ups[0].reason}")
+def _demand_one_sound(failed: list[str], cohort: list[Device]) -> None:
+    """Raises TrainingError when every device of the round gave up by itself: going on would change nothing."""
+    if failed and len(failed) == len(cohort):
+        raise TrainingError(f"every device of the round gave up; the first one: {failed[0]}")
 
 
 def _round_seconds(played: Played, deadline_s: float) -> float:

@@ -22,13 +22,17 @@ Status = Literal["ok", "late", "lost", "rejected"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Bytes for a device. ``ack`` is its last merged round with a state of its own (0: none): it starts from there."""
+    """Bytes for a device. ``ack`` is its last merged round with a state of its own (0: none): it starts from there.
+
+    ``tensor_bytes`` are those of the frame's tensors, before zstd.
+    """
 
     device: Device
     round: int
     verb: Verb
     frame: Buffer
     ack: int = 0
+    tensor_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,11 @@ class Letters:
     def _facts(self, kind: str, round: int) -> dict[str, Any]:
         return {"method": self.method, "config": self.digest, "kind": kind, "round": round}
 
-    def write_down(self, tree: Tree, round: int) -> bytearray:
-        """The frame of a message to devices."""
+    def write_down(self, tree: Tree, round: int) -> tuple[bytearray, int]:
+        """(frame of a message to devices, bytes of its tensors before zstd)."""
         rng = seeds.generator(self.seed, round, seeds.SERVER, "codec")
         sent, _ = self.down.compress(tree, None, rng)
-        return self.down.pack(sent, self._facts("down", round))
+        return self.down.pack(sent, self._facts("down", round)), trees.nbytes(sent)
 
     def read_down(self, frame: Buffer, round: int) -> dict[str, Any]:
         """The message, on the device."""

@@ -219,6 +219,7 @@ def make_course(experiment: Experiment, shares: Shares, method: Any) -> Course:
         classes=test.classes,
         domains=0 if test.domains is None else int(test.domains.max()) + 1,
         test_samples=len(test),
+        shares=experiment.evaluate.metric in BUILT_IN,
         evaluate_every=experiment.evaluate.every,
         evaluate_samples=experiment.evaluate.samples,
     )
@@ -230,6 +231,10 @@ def check(experiment: Experiment, shares: Shares, given: Mapping[str, Any]) -> l
     ``given``: the options of ``[method]`` that a person set.
     """
     shape, classes = shares.test.shape, shares.test.classes
+    if experiment.data.augment != "none" and len(shape) != 3:
+        raise ConfigError(
+            f'data.augment = "{experiment.data.augment}": needs images, the samples are rows of {shape[0]}'
+        )
     nets = make_nets(experiment, shape, classes)
     demand_nets_fit(nets, experiment, shape, classes)
     method = make_method(experiment, nets)

@@ -44,7 +44,7 @@ def _least(
         course.method,
         Desk(round=1, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed),
     )
-    down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1))
+    down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1)[0])
     up_bytes = _least_bytes(course.letters.up.respec(method.expect(first.state, device, desk)))
     net = method.model(None if method.traits.personal else first.state, None, device)
     epochs = experiment.train.epochs

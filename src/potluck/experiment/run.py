@@ -104,6 +104,8 @@ def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) 
         ready = prepare(experiment)
         snapshot = store.read_snapshot(path)
         _demand_same(ready, manifest, path)
+        for device, round in snapshot.acks.items():
+            folder.own.demand(device, round, snapshot.own.get(device, ""), snapshot.codec.get(device, ""))
         folder.rewind()
         folder.write_experiment(ready.experiment)
         return _go_on(ready, folder, snapshot, listener)

@@ -20,7 +20,7 @@ def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     Convolutions, matrix products and attention are counted; norms, activations and pools are not. The net itself is
     untouched: a copy runs, on standard normal samples of a fixed seed.
     """
-    probe = copy.deepcopy(net).eval()
+    probe = copy.deepcopy(net).eval().requires_grad_(False)
     x_B = torch.randn((SAMPLES, *shape), generator=torch.Generator().manual_seed(0))
     for weight in probe.parameters():
         x_B = x_B.to(weight.device, weight.dtype)

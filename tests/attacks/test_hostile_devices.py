@@ -1,0 +1,135 @@
+"""Hostile devices in a whole run: evaluation frames, false digests, a cohort of nothing but enemies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from potluck.core.errors import RunFolderError, TrainingError
+from potluck.engines.course import Played
+from potluck.engines.inprocess import InProcess
+from potluck.engines.round import begin, play
+from potluck.engines.seam import Delivery, Order
+from potluck.experiment import build, run
+from potluck.experiment.config import Experiment
+from potluck.experiment.run import Prepared, prepare
+from potluck.wire import frame
+
+MakeExperiment = Callable[..., Experiment]
+Change = Callable[[Delivery], Delivery]
+
+
+class Tampering:
+    """An engine that changes what some devices deliver."""
+
+    def __init__(self, inner: InProcess, change: Change) -> None:
+        self.inner, self.change = inner, change
+
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
+        for delivery in self.inner.exchange(orders, deadline_s):
+            yield self.change(delivery)
+
+
+def played(ready: Prepared, change: Change, folder: Path, rounds: int = 2) -> list[Played]:
+    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, folder))
+    return list(play(ready.course, Tampering(engine, change), begin(ready.course), rounds))
+
+
+def rewritten(delivery: Delivery, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Delivery:
+    """The delivery with its tree and facts changed."""
+    tree, facts = frame.decode(delivery.frame)
+    known = json.loads(json.dumps(dict(facts)))
+    change(tree, known)
+    return replace(delivery, frame=frame.encode(tree, known))
+
+
+def no_change(delivery: Delivery) -> Delivery:
+    return delivery
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("right", 1e300), ("right", -1.0), ("total", -5), ("total", 2**60), ("domain_right", float("nan"))],
+)
+def test_a_false_evaluation_is_named_and_left_out(
+    small: MakeExperiment, tmp_path: Path, name: str, value: float
+) -> None:
+    ready = prepare(small("local", "model.name=mlp"))
+
+    def change(delivery: Delivery) -> Delivery:
+        def lie(tree: dict[str, Any], facts: dict[str, Any]) -> None:
+            kind = torch.int64 if "total" in name else torch.float64
+            tree[name] = torch.full((max(1, len(tree[name])),), value, dtype=torch.float64).to(kind)
+
+        hostile = delivery.order.verb == "evaluate" and delivery.order.device.id == 1
+        return rewritten(delivery, lie) if hostile else delivery
+
+    for round in played(ready, change, tmp_path):
+        assert 1 not in round.scores
+        assert {0, 2, 3} <= round.scores.keys()
+        rejected = [row for row in round.rows if row.status == "rejected"]
+        assert {(row.device, row.verb) for row in rejected} == {(1, "evaluate")}
+        assert "device 1" in rejected[0].reason
+
+
+def test_junk_in_place_of_an_evaluation(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("local", "model.name=mlp"))
+
+    def change(delivery: Delivery) -> Delivery:
+        return replace(delivery, frame=b"junk") if delivery.order.verb == "evaluate" else delivery
+
+    for round in played(ready, change, tmp_path):
+        assert round.scores == {}
+        assert all(row.status == "rejected" for row in round.rows if row.verb == "evaluate")
+
+
+def test_a_claimed_state_that_is_not_there_costs_only_its_device(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("fedavg", "model.name=mlp", "fleet.participation=1.0", "fleet.tier=[{name='a',devices=3}]"))
+
+    def change(delivery: Delivery) -> Delivery:
+        def claim(tree: dict[str, Any], facts: dict[str, Any]) -> None:
+            facts["own"] = "f" * 64
+
+        hostile = delivery.order.verb == "train" and delivery.order.device.id == 2 and delivery.status == "ok"
+        return rewritten(delivery, claim) if hostile else delivery
+
+    _, second, _ = played(ready, change, tmp_path, rounds=3)
+    assert {row.device for row in second.rows if row.status == "rejected"} == {2}
+    assert "unusable" in next(row.reason for row in second.rows if row.status == "rejected")
+
+
+def test_a_cohort_of_enemies_does_not_end_the_run(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("fedavg", "model.name=mlp"))
+    first = begin(ready.course)
+
+    def change(delivery: Delivery) -> Delivery:
+        return replace(delivery, frame=b"junk") if delivery.order.verb == "train" else delivery
+
+    *_, last = played(ready, change, tmp_path)
+    assert last.snapshot.round == 2
+    assert torch.equal(next(iter(last.snapshot.state["weights"].values())), next(iter(first.state["weights"].values())))
+
+
+def test_a_round_in_which_everybody_gives_up_ends_the_run(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("fedavg", "model.name=mlp", "train.lr=1e30"))
+    with pytest.raises(TrainingError, match=r"every device of the round gave up.*round 1, tier '\w+', device \d"):
+        played(ready, no_change, tmp_path)
+
+
+def test_a_damaged_own_state_is_told_at_the_resume(small: MakeExperiment, tmp_path: Path) -> None:
+    found = run.run(small("local", "model.name=mlp"), tmp_path / "run")
+    state = sorted((found.path / "state" / "own").glob("*.safetensors"))[0]
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    with pytest.raises(RunFolderError, match=f"{state.name}: damaged"):
+        run.resume(found.path, more_rounds=1)
+    state.unlink()
+    with pytest.raises(RunFolderError, match=state.name):
+        run.resume(found.path, more_rounds=1)
