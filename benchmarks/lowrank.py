@@ -1,0 +1,155 @@
+"""The rows of docs/results-lowrank.md: one line of JSON a run, and a table of medians.
+
+    python benchmarks/lowrank.py ranks  --seeds 0,1,2,3,4 --out runs/lowrank    unequal devices: FedHM beside HeteroFL
+    python benchmarks/lowrank.py bytes  --seeds 0,1,2,3,4 --out runs/lowrank    compressed messages of one net
+    python benchmarks/lowrank.py ranks  --recipe recipes/lowrank-cifar.toml --seeds 0 --rows local,fedavg,fedhm
+    python benchmarks/lowrank.py table  --out runs/lowrank
+
+A run that stands in OUT already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from potluck.experiment import run as runs
+from potluck.experiment.config import Experiment
+from potluck.experiment.loaded import Run
+
+SAME_TRAINING = (
+    "train.lr=0.05",
+    "train.epochs=1",
+    "train.batch_size=32",
+    "train.weight_decay=0.0",
+    "train.schedule=none",
+)
+WIDTHS = "{phone=%s,tablet=0.5,laptop=1.0}"
+RANKS: dict[str, tuple[str, ...]] = {
+    "local": ("method.name=local",),
+    "fedavg": ("method.name=fedavg",),
+    "heterofl": ("method.name=heterofl", f"method.width={WIDTHS % 0.375}"),
+    "heterofl, more": ("method.name=heterofl", f"method.width={WIDTHS % 0.38}"),
+    "heterofl, samples": ("method.name=heterofl", f"method.width={WIDTHS % 0.375}", "method.weighting=samples"),
+    "fedhm": (),
+    "fedhm, replace": ("method.aggregation=replace",),
+    "fedhm, rank_partitioned": ("method.aggregation=rank_partitioned",),
+    "fedhm, T = 1": ("method.temperature=1.0",),
+    "fedhm, faithful": ("method.profile=faithful", *SAME_TRAINING),
+    "fedhm, faithful, own training": ("method.profile=faithful",),
+}
+UPDATE = "method.send=update"
+BYTES: dict[str, tuple[str, ...]] = {
+    "fedavg": ("method.name=fedavg",),
+    "fedavg, int8 up": ("method.name=fedavg", UPDATE, 'wire.up=["int8"]'),
+    "fedavg, topk 0.01": ("method.name=fedavg", UPDATE, "wire.up=[{topk=0.01}]"),
+    "fedavg, topk 0.05": ("method.name=fedavg", UPDATE, "wire.up=[{topk=0.05}]"),
+    "fedavg, topk 0.15": ("method.name=fedavg", UPDATE, "wire.up=[{topk=0.15}]"),
+    "fedavg, topk 0.05 int8": ("method.name=fedavg", UPDATE, 'wire.up=[{topk=0.05},"int8"]'),
+    "feddlr": ("method.name=feddlr", "method.dense_rounds=2"),
+    "feddlr, p_client 0.8": ("method.name=feddlr", "method.dense_rounds=2", "method.p_client=0.8"),
+    "feddlr, p_client 0.5": ("method.name=feddlr", "method.dense_rounds=2", "method.p_client=0.5"),
+    "feddlr, p_client 0.8, no feedback": (
+        "method.name=feddlr",
+        "method.dense_rounds=2",
+        "method.p_client=0.8",
+        "method.error_feedback=false",
+    ),
+    "feddlr, weight 0.95": ("method.name=feddlr", "method.profile=faithful", *SAME_TRAINING),
+    "feddlr, weight 0.999": (
+        "method.name=feddlr",
+        "method.profile=faithful",
+        "method.p_client=0.999",
+        "method.p_server=0.999",
+        *SAME_TRAINING,
+    ),
+    "feddlr, p_server 0.99": ("method.name=feddlr", "method.dense_rounds=2", "method.p_server=0.99"),
+    "feddlr, int8 both ways": (
+        "method.name=feddlr",
+        "method.dense_rounds=2",
+        "method.p_client=0.8",
+        'wire.up=["int8"]',
+    ),
+}
+SETS = {"ranks": RANKS, "bytes": BYTES}
+
+
+def play(recipe: Path, row: str, overrides: Sequence[str], seed: int, out: Path) -> dict[str, Any]:
+    """Runs one row with one seed, unless it stands in ``out``; returns its line."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in row)
+    place = out / recipe.stem / f"{name}-{seed}"
+    if not (place / "summary.json").exists():
+        experiment = Experiment.load(recipe, [f"seed={seed}", *overrides])
+        methods = {} if "method.name" in " ".join(overrides) else experiment.methods.get(experiment.method["name"], {})
+        chosen = experiment.model_copy(update={"method": {**methods, **experiment.method}, "methods": {}})
+        runs.run(chosen, place)
+    found = Run.load(place)
+    summary = found.summary
+    return {
+        "recipe": recipe.stem,
+        "row": row,
+        "seed": seed,
+        "rounds": summary["rounds"],
+        "tiers": summary["accuracy"]["tiers"],
+        "mean": summary["accuracy"]["mean"],
+        "worst": summary["accuracy"]["worst"],
+        "parameters": summary["parameters"],
+        "bytes": summary["bytes"],
+        "simulated_seconds": summary["simulated_seconds"],
+        "wall_seconds": summary["wall_seconds"],
+        "by_round": [[line["bytes"]["up"], line["bytes"]["down"]] for line in found.rounds],
+        "notes": found.rounds[-1]["notes"],
+        "parts": found.rounds[-1]["parts"],
+    }
+
+
+def table(out: Path) -> None:
+    """Prints the medians over seeds of every row."""
+    lines = [json.loads(line) for line in (out / "lines.jsonl").read_text().splitlines()]
+    groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault((line["recipe"], line["row"]), {})[line["seed"]] = line
+    print(
+        "| recipe | row | seeds | phone | tablet | laptop | spread of phone | MB up | MB down | simulated s | wall s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for (recipe, row), by_seed in groups.items():
+        found = [*by_seed.values()]
+        tiers = [
+            statistics.median(line["tiers"][tier] for line in found) * 100 for tier in ("phone", "tablet", "laptop")
+        ]
+        phones = [line["tiers"]["phone"] * 100 for line in found]
+        up, down = (statistics.median(line["bytes"][way] for line in found) / 1e6 for way in ("up", "down"))
+        seconds = [statistics.median(line[key] for line in found) for key in ("simulated_seconds", "wall_seconds")]
+        figures = [f"{value:.1f}" for value in tiers] + [f"{min(phones):.1f} to {max(phones):.1f}"]
+        figures += [f"{up:.2f}", f"{down:.2f}", *(f"{value:.0f}" for value in seconds)]
+        print(f"| {recipe} | {row} | {len(found)} | {' | '.join(figures)} |")
+
+
+def main() -> None:
+    """Runs the rows asked for, seed by seed, so that what stands is always comparable."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*SETS, "table"])
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/lowrank-digits.toml"))
+    parser.add_argument("--rows", default="")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=Path("runs/lowrank"))
+    given = parser.parse_args()
+    if given.what != "table":
+        rows = SETS[given.what]
+        chosen = {name: rows[name] for name in given.rows.split(";")} if given.rows else rows
+        for seed in map(int, given.seeds.split(",")):
+            for row, overrides in chosen.items():
+                line = play(given.recipe, row, overrides, seed, given.out)
+                with (given.out / "lines.jsonl").open("a") as lines:
+                    lines.write(json.dumps(line) + "\n")
+                print(f"{row}, seed {seed}: {line['tiers']}, {line['bytes']}, {line['wall_seconds']:.0f} s", flush=True)
+    table(given.out)
+
+
+if __name__ == "__main__":
+    main()
