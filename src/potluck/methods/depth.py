@@ -32,7 +32,11 @@ def nearest(key: str, known: Sequence[str]) -> str:
     counts = {one: [int(part) for part in one.split("-")] for one in [key, *known]}
     size = max(map(len, counts.values()))
     logs = {one: [math.log(count) for count in found * (size // len(found))] for one, found in counts.items()}
-    return min(known, key=lambda one: (sum(abs(a - b) for a, b in zip(logs[one], logs[key], strict=True)), logs[one]))
+
+    def distance(one: str) -> float:  # rounded, or else log 2 and log 4 - log 2 might differ
+        return round(sum(abs(a - b) for a, b in zip(logs[one], logs[key], strict=True)), 9)
+
+    return min(known, key=lambda one: (distance(one), logs[one]))
 
 
 def at_depths(
