@@ -3,13 +3,15 @@
     python benchmarks/implicit.py recipes/implicit-digits.toml --rows ode,ode-2 --seeds 0,1,2 --out runs/implicit
 
 Runs each row and seed into OUT/ROW-SEED (one that is finished is not run again), then prints a table: the accuracy of
-each tier, as mean and sample deviation over the seeds; encoded bytes a round; wall seconds a run. A fleet is three tiers
-of four devices, with the depths that stand in the row's name, or 2, 4, 8 (ode), 4, 8, 16 (deq) and 1, 2, 12 (fuse).
+each tier, their mean at the end and at the first evaluation, as mean ± sample deviation over the seeds; encoded bytes a
+round; wall seconds a run. A fleet is three tiers of four devices, with the depths that stand in the row's name, or 2, 4,
+8 (ode), 4, 8, 16 (deq) and 1, 2, 12 (fuse).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # for implicit_nets
 
 from potluck.experiment import run as runs
+from potluck.experiment import store
 from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
+from potluck.models.fit import evaluate
 
 TIERS = ("phone", "tablet", "laptop")
+DEPTHS = {"ode": (1, 2, 4, 8, 16), "deq": (1, 2, 4, 8, 12, 16, 32)}
 ODE, DEQ, RESNET = "odenet-cifar-like", "deq-xs-like", "resnet20"
 
 
@@ -84,6 +89,8 @@ def main() -> None:
                 found[row].append(_finished(path, options.recipe, row, seed))
                 print(f"{row}-{seed}", found[row][-1].summary["accuracy"]["tiers"], flush=True)
     _print(found)
+    if options.cross:
+        _print_cross(found)
 
 
 def _finished(path: Path, recipe: str, row: str, seed: int) -> Run:
@@ -98,17 +105,39 @@ def _finished(path: Path, recipe: str, row: str, seed: int) -> Run:
 
 
 def _print(found: dict[str, list[Run]]) -> None:
-    print(f"\n| row | seeds | {' | '.join(TIERS)} | mean | bytes a round | wall s |")
-    print(f"|---|---|{'---|' * len(TIERS)}---|---|---|")
+    print(f"\n| row | seeds | {' | '.join(TIERS)} | mean | mean at first | bytes a round | wall s |")
+    print(f"|---|---|{'---|' * len(TIERS)}---|---|---|---|")
     for row, done in found.items():
         if not done:
             continue
         sums = [one.summary for one in done]
         cells = [_spread([s["accuracy"]["tiers"][tier] for s in sums]) for tier in TIERS]
         cells.append(_spread([s["accuracy"]["mean"] for s in sums]))
+        cells.append(_spread([next(r["accuracy"]["mean"] for r in one.rounds if "accuracy" in r) for one in done]))
         size = statistics.mean(s["bytes"]["total"] / s["rounds"] for s in sums)
         wall = statistics.mean(s["wall_seconds"] for s in sums)
         print(f"| {row} | {len(sums)} | {' | '.join(cells)} | {size:,.0f} | {wall:.0f} |")
+
+
+def _print_cross(found: dict[str, list[Run]]) -> None:
+    """What one θ is worth at each depth: that of the row at those of its kind."""
+    for kind, method in (("ode", "fedode"), ("deq", "feddeq")):
+        depths = DEPTHS[kind]
+        rows = {row: done for row, done in found.items() if done and done[0].summary["method"] == method}
+        if rows:
+            print(f"\n| trained ({kind}) | {' | '.join(f'at {depth}' for depth in depths)} |")
+            print(f"|---|{'---|' * len(depths)}")
+        for row, done in rows.items():
+            cells = [_spread([_accuracy(one, depth) for one in done]) for depth in depths]
+            print(f"| {row} | {' | '.join(cells)} |")
+
+
+def _accuracy(found: Run, depth: int) -> float:
+    ready = runs.prepare(found.experiment)
+    method = dataclasses.replace(ready.course.method, steps=_depths(depth, depth, depth))
+    net = method.model(store.read_snapshot(found.path).state, None, ready.course.fleet.devices[0])
+    score = evaluate(net, ready.shares.test)
+    return float(score.right.sum() / score.total.sum())
 
 
 def _spread(values: list[float]) -> str:
@@ -122,6 +151,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="all", help=f"some of {', '.join(ROWS)}")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", default="runs/implicit")
+    parser.add_argument("--cross", action="store_true", help="evaluate each θ at every depth of its kind")
     parser.add_argument("--print", action="store_true", help="only print what is finished")
     return parser.parse_args()
 

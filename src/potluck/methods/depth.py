@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potluck.core.errors import ConfigError
 from potluck.core.types import Setup
 from potluck.methods.protocol import IfServerData
+from potluck.methods.refuse import demand_no_topk
 from potluck.models.fit import Objective
 
 Steps = int | list[int]
@@ -67,19 +67,17 @@ def _drawn(steps: Steps, rng: torch.Generator) -> Steps:
     return [int(torch.randint(1, most + 1, (), generator=rng)) for most in steps]
 
 
-def whole_weights(setup: Setup) -> list[str]:
+def whole_weights(setup: Setup, method: str) -> list[str]:
     """A warning for lossy codecs. Raises ConfigError for ``topk``, which is for updates."""
-    if "topk" in setup.up_codecs:
-        raise ConfigError(
-            "wire.up holds topk, which keeps a few entries of an update, and this method sends whole weights: choose "
-            '"int8" or "float16".'
-        )
+    demand_no_topk(setup, method, "it sends whole weights, not updates")
     lossy = [name for name in setup.up_codecs if name != "zstd"]
     return [f"wire.up = {lossy} loses a part of the weights themselves."] if lossy else []
 
 
 def overrides(setup: Setup, name: str, profile: Mapping[str, Any]) -> list[str]:
-    """A line for each option that the experiment sets otherwise than its profile does."""
+    """A line for each option that is set otherwise than in its named profile; none for the recommended one."""
+    if name == "recommended":
+        return []
     odd = {key: value for key, value in setup.given.items() if key in profile and not _as_in(profile[key], value)}
     return [f'profile = "{name}" is overridden: method.{key} = {value}.' for key, value in odd.items()]
 

@@ -113,7 +113,7 @@ class FedDEQ:
         fusion.demand_rule(self.fusion, setup)
         for tier in setup.tiers:
             self._net(tier)
-        said = whole_weights(setup) + overrides(setup, self.profile, self.traits.profiles[self.profile])
+        said = whole_weights(setup, "feddeq") + overrides(setup, self.profile, self.traits.profiles[self.profile])
         return said + deq_options.doubts(self._equation(), self.steps or {}, correction=self.fixed_point_loss)
 
     def start(self, desk: Desk) -> State:

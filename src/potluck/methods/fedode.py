@@ -102,7 +102,7 @@ class FedODE:
         if self.step == "learned" and self.random_steps:
             raise ConfigError('step = "learned" has one length a step: it does not go with random_steps = true.')
         nets = [self._net(tier) for tier in setup.tiers]
-        said = whole_weights(setup) + overrides(setup, self.profile, self.traits.profiles[self.profile])
+        said = whole_weights(setup, "fedode") + overrides(setup, self.profile, self.traits.profiles[self.profile])
         if len({key_of(self._steps(tier)) for tier in setup.tiers}) > 1:
             if self.step == "unit_step":
                 said.append('step = "unit_step" with unequal steps: the devices integrate different equations.')

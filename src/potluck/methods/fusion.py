@@ -81,11 +81,14 @@ def calibrated(
     start_R = start_R / start_R.sum()
     a_R = start_R.log().requires_grad_()
     optimiser = torch.optim.Adam([a_R], lr=RATE)
-    for _ in range(steps):
-        optimiser.zero_grad(set_to_none=True)
-        (a_R.grad,) = torch.autograd.grad(fit(torch.softmax(a_R, 0) @ theta_RP), [a_R])
-        optimiser.step()
-    w_R = torch.softmax(a_R.detach(), 0)
+    least, w_R = math.inf, start_R
+    for step in range(steps + 1):
+        loss = fit(torch.softmax(a_R, 0) @ theta_RP)
+        if float(loss.detach()) < least:  # Adam swings round a minimum: the best place it passed counts, not the last
+            least, w_R = float(loss.detach()), torch.softmax(a_R.detach(), 0)
+        if step < steps:
+            (a_R.grad,) = torch.autograd.grad(loss, [a_R])
+            optimiser.step()
     with torch.no_grad():  # a loss that is not finite is not better
         better = bool(judge(w_R @ theta_RP) < judge(start_R @ theta_RP))
     return w_R if better else start_R
