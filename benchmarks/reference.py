@@ -23,7 +23,6 @@ from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
 
-
 TESTED = 2000
 
 
