@@ -23,7 +23,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Codecs = list[str | dict[str, float]]
+Codecs = list[str | dict[str, Annotated[float, Field(allow_inf_nan=False)]]]
 """Names, or a name with its setting: ``{ topk = 0.01 }``."""
 ROUNDS, BATCH, DEADLINE_S = 20, 32, 600.0
 

@@ -1,0 +1,166 @@
+"""HeteroFL: its reduction, the mean by entry, labels, widths, the scaler, static BatchNorm, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from potluck.core import tree
+from potluck.core.errors import ConfigError, ModelError
+from potluck.core.types import Desk, Reply, Task
+from potluck.experiment import run
+from potluck.experiment.config import Experiment
+from potluck.experiment.run import Prepared, prepare
+from potluck.models.coordinate_mean import CoordinateMean
+from potluck.models.zoo import count_parameters
+from potluck.wire import frame
+
+MakeExperiment = Callable[..., Experiment]
+WIDTHS = "method.width={small=0.25,large=1.0}"
+
+
+def desk_of(ready: Prepared, round: int = 1) -> Desk:
+    course = ready.course
+    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+
+
+def exchanged(ready: Prepared, number: int) -> tuple[Any, Any, Reply[Any]]:
+    """(state, down, reply) of a device in the first round."""
+    method, one = ready.course.method, ready.course.fleet.devices[number]
+    state = method.start(desk_of(ready, 0))
+    down = method.cast(state, one, desk_of(ready))
+    task = Task(round=1, device=one, data=ready.shares.train[number], public=None, seed=0)
+    return state, down, Reply(device=one, round=1, up=method.train(None, down, task)[1])
+
+
+def test_width_one_everywhere_is_fedavg(small: MakeExperiment, tmp_path: Path) -> None:
+    plain = run.run(small("fedavg"), tmp_path / "fedavg")
+    same = ("method.width={small=1,large=1}", "method.mask=false", "method.weighting=samples")
+    found = run.run(small("heterofl", *same), tmp_path / "heterofl")
+    assert found.summary["state_sha256"] == plain.summary["state_sha256"]
+    assert found.summary["bytes"]["total"] == pytest.approx(plain.summary["bytes"]["total"], rel=1e-3)
+
+
+def test_a_layer_by_hand_with_two_rates() -> None:
+    former = {"w": torch.arange(16.0).reshape(4, 4), "n": torch.tensor(3)}
+    mean = CoordinateMean(former)
+    half, most = (slice(0, 2), slice(0, 2)), (slice(0, 3), slice(0, 3))
+    mean.add({"w": torch.full((2, 2), 10.0), "n": torch.tensor(7)}, 1.0, {"w": half, "n": ()})
+    mean.add({"w": torch.full((3, 3), 40.0), "n": torch.tensor(5)}, 3.0, {"w": most, "n": ()})
+    found = mean.result()
+    shared = (10.0 + 3 * 40.0) / 4
+    wanted = [[shared, shared, 40, 3], [shared, shared, 40, 7], [40, 40, 40, 11], [12, 13, 14, 15]]
+    assert found["w"].tolist() == wanted
+    assert int(found["n"]) == 7
+
+
+def test_rows_count_for_those_who_have_the_class() -> None:
+    former = {"w": torch.zeros(3, 2)}
+    everything = {"w": (slice(None), slice(0, 2))}
+    for renormalise, first in ((True, 6.0), (False, 2.0)):
+        mean = CoordinateMean(former)
+        mean.add({"w": torch.full((3, 2), 6.0)}, 1.0, everything, {"w": torch.tensor([0, 1])})
+        mean.add({"w": torch.full((3, 2), 3.0)}, 2.0, everything, {"w": torch.tensor([1])})
+        assert mean.result(renormalise=renormalise)["w"][:, 0].tolist() == [first, 4.0, 0.0]
+
+
+def test_a_mean_that_everybody_shares_is_the_plain_one_to_the_bit() -> None:
+    rng = torch.Generator().manual_seed(0)
+    replies = [{"w": torch.randn((7, 5, 3), generator=rng), "z": torch.tensor([-0.0])} for _ in range(5)]
+    plain, mean = tree.WeightedMean(), CoordinateMean(replies[0])
+    for number, reply in enumerate(replies):
+        plain.add(reply, number + 0.3)
+        mean.add(reply, number + 0.3, {"w": (slice(None),) * 3, "z": (slice(None),)})
+    assert tree.equal(mean.result(), plain.result())
+
+
+def test_an_entry_that_one_device_held_is_its_value(small: MakeExperiment) -> None:
+    ready = prepare(small("heterofl", WIDTHS, "method.mask=false"))
+    method = ready.course.method
+    state, down, weak = exchanged(ready, 0)
+    _, _, strong = exchanged(ready, 2)
+    name = "stages.stage3.0.conv2.weight"
+    rows, columns = down["weights"][name].shape[:2]
+    merged = method.merge(state, [weak, strong], desk_of(ready))["weights"]
+    assert torch.equal(merged[name][rows:], strong.up["weights"][name][rows:])
+    both = (weak.up["weights"][name].double() + strong.up["weights"][name][:rows, :columns].double()) / 2
+    assert torch.equal(merged[name][:rows, :columns], both.float())
+    alone = method.merge(state, [weak], desk_of(ready))["weights"]
+    assert torch.equal(alone[name][:rows, :columns], weak.up["weights"][name])
+    assert torch.equal(alone[name][rows:], state["weights"][name][rows:])
+
+
+def test_a_slice_is_sent_and_costs_what_it_holds(small: MakeExperiment) -> None:
+    ready = prepare(small("heterofl", WIDTHS))
+    _, down, reply = exchanged(ready, 0)
+    net = ready.course.method._net("small")
+    for message in (down, reply.up):
+        assert frame.read_header(frame.encode(message)).tensor_bytes == 4 * count_parameters(net)
+    widths = {layer.num_channels for layer in net.modules() if isinstance(layer, nn.GroupNorm)}
+    assert widths == {4, 8, 16}
+    assert count_parameters(ready.course.method._net("large")) == 75_002
+
+
+def test_the_classifier_learns_from_those_who_have_the_class(small: MakeExperiment) -> None:
+    ready = prepare(small("heterofl", WIDTHS))
+    method = ready.course.method
+    state, _, weak = exchanged(ready, 0)
+    _, _, strong = exchanged(ready, 2)
+    weak.up["labels"][:] = [1]
+    strong.up["labels"][:] = [1, 2]
+    merged = method.merge(state, [weak, strong], desk_of(ready))["weights"]
+    bias = {"weak": weak.up["weights"]["classifier.bias"], "strong": strong.up["weights"]["classifier.bias"]}
+    assert torch.equal(merged["classifier.bias"][2], bias["strong"][2])
+    assert torch.allclose(merged["classifier.bias"][1], (bias["weak"][1] + bias["strong"][1]) / 2)
+    assert torch.equal(merged["classifier.bias"][3], state["weights"]["classifier.bias"][3])
+
+
+def test_evaluation_does_not_depend_on_the_scaler(small: MakeExperiment) -> None:
+    x_BCHW = torch.randn((3, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    found = []
+    for scaler in ("true", "false"):
+        ready = prepare(small("heterofl", WIDTHS, f"method.scaler={scaler}"))
+        state = ready.course.method.start(desk_of(ready, 0))
+        net = ready.course.method.model(state, None, ready.course.fleet.devices[0])
+        found.append((net.eval()(x_BCHW), net.train()(x_BCHW)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1])
+
+
+def test_static_batch_norm_keeps_no_statistics_and_says_how_it_is_evaluated(
+    small: MakeExperiment, tmp_path: Path
+) -> None:
+    ready = prepare(small("heterofl", "method.width={small=0.3,large=1}", "model.norm=batch"))
+    assert "statistics of each test batch" in ready.warnings[0]
+    state = ready.course.method.start(desk_of(ready, 0))
+    assert not [name for name in state["weights"] if "running" in name or "batches" in name]
+    net = ready.course.method._net("small")
+    assert {layer.num_features for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)} == {5, 10, 20}
+    found = run.run(small("heterofl", "method.width={small=0.3,large=1}", "model.norm=batch"), tmp_path / "run")
+    assert found.summary["accuracy"]["mean"] > 0
+
+
+REFUSED = {
+    ("method.width={small=0,large=1}",): "method.width.small = 0: expected a share of the channels, 0 < width <= 1.",
+    ("method.width={small=1.5,large=1}",): "method.width.small = 1.5: expected a share of the channels",
+    ("method.width={small=0.5}",): 'fleet has tier "large" but no entry',
+    ("method.scaler=true", "method.width={small=1,large=1}"): "method.scaler has no effect with width 1 everywhere",
+    ('wire.up=["topk"]',): "heterofl forbids it",
+    ("method.weighting=size",): "method.weighting",
+    ("method.rank_factor=2",): "method.rank_factor: an option of fedhm, not of heterofl",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=" ".join)
+def test_what_cannot_work_is_refused(small: MakeExperiment, overrides: tuple[str, ...]) -> None:
+    with pytest.raises((ConfigError, ModelError), match=REFUSED[overrides]):
+        prepare(small("heterofl", *overrides))
+
+
+def test_the_ladder_over_the_tiers(small: MakeExperiment) -> None:
+    assert prepare(small("heterofl")).experiment.method["width"] == {"small": 0.25, "large": 1.0}
