@@ -4,8 +4,8 @@
 
 Runs each row and seed into OUT/ROW-SEED (one that is finished is not run again), then prints a table: the accuracy of
 each tier, their mean at the end and at the first evaluation, as mean ± sample deviation over the seeds; encoded bytes a
-each tier, their mean at the end and at the first evaluation, as mean ± sample deviation over seeds; encoded bytes a
-8 (ode), 4, 8, 16 (deq) and 1, 2, 12 (fuse).
+round; wall seconds a run. A fleet is three tiers of four devices, with the depths that stand in the row's name, or 2,
+4, 8 (ode), 4, 8, 16 (deq) and 1, 2, 12 (fuse).
 """
 
 from __future__ import annotations
