@@ -21,7 +21,7 @@ demo: $(READY)  ## twelve unequal devices train on real data: three methods, one
 	$(BIN)/potluck compare recipes/digits.toml --methods local,fedavg,fedprox --out $(DEMO_OUT)
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)  ## lint, format, types, architecture
 	$(BIN)/ruff check .

@@ -211,6 +211,20 @@ def test_a_report_of_one_and_of_several(potluck: Potluck, file: str, tmp_path: P
     assert "nowhere" in told
 
 
+def test_export_writes_what_a_tier_deploys(potluck: Potluck, file: str, tmp_path: Path) -> None:
+    potluck("run", file, "--quiet", "--out", "a")
+    code, out, _ = potluck("export", "a", "--tier", "small", "--to", "small.safetensors")
+    assert code == 0
+    assert re.match(r"small\.safetensors: [\d,]+ parameters, [\d,]+ bytes", out)
+    assert (tmp_path / "small.safetensors").is_file()
+    code, _, told = potluck("export", "a", "--tier", "tiny", "--to", "tiny.onnx")
+    assert code == 2
+    assert "small, large" in told
+    code, _, told = potluck("export", "a", "--tier", "small", "--to", "small.pkl")
+    assert code == 2
+    assert ".safetensors" in told
+
+
 def test_split_writes_the_shares(potluck: Potluck, file: str, tmp_path: Path) -> None:
     code, out, _ = potluck("split", file, "--out", "shares")
     assert code == 0
@@ -233,7 +247,7 @@ def test_version_and_help(potluck: Potluck) -> None:
     code, out, _ = potluck("--version")
     assert code == 0
     assert re.match(r"potluck \d+\.\d+\.\d+", out)
-    for command in ("run", "resume", "compare", "report", "split", "methods", "sources", "models"):
+    for command in ("run", "resume", "compare", "report", "export", "split", "methods", "sources", "models"):
         code, out, _ = potluck(command, "--help")
         assert code == 0
         assert f"Example: potluck {command}" in out

@@ -129,6 +129,21 @@ def report(
 
 
 @app.command()
+def export(
+    folder: RunDir,
+    tier: Annotated[str, typer.Option(metavar="NAME", help="A tier of the fleet.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Ends in .safetensors, .pt2 or .onnx.")],
+) -> None:
+    """Writes the model that a device of a tier deploys.
+
+    Example: potluck export runs/first --tier phone --to phone.onnx
+    """
+    from potluck.experiment.export import export as exporting
+
+    out.print(exporting(folder, tier, to).line(), soft_wrap=True)
+
+
+@app.command()
 def split(
     experiment: File,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the npz files go; must be empty.")],
