@@ -74,8 +74,8 @@ class Anderson:
     def step(self, state: AndersonState, z: Tensor, f_z: Tensor, residual_B: Tensor) -> tuple[Tensor, AndersonState]:
         """The mixed iterate, or f(z) in the warm-up and for samples that fall back."""
         fails_B = residual_B > self.growth * state.residual_B
-        f_BD = f_z.reshape(len(f_z), -1)
-        state = self._push(state, f_BD, f_BD - z.reshape(len(z), -1), residual_B)
+        f_BD = f_z.flatten(1)
+        state = self._push(state, f_BD, f_BD - z.flatten(1), residual_B)
         if state.steps <= WARM_UP:
             return f_z, _restart(state, fails_B)
         a_Bn, sound_B = _weights(state.gram_Bnn, state.usable_B, self.ridge)
@@ -91,7 +91,7 @@ class Anderson:
         n = len(old_g) + 1
         # Only the newest row of the Gram matrix is new: n products instead of n².
         row_Bn = torch.stack([(g * g_BD).sum(1, dtype=torch.float64) for g in (*old_g, g_BD)], dim=1)
-        gram_Bnn = row_Bn.new_empty(len(f_BD), n, n)
+        gram_Bnn = row_Bn.new_empty(f_BD.shape[0], n, n)
         gram_Bnn[:, :-1, :-1] = state.gram_Bnn[:, first:, first:]
         gram_Bnn[:, -1, :] = gram_Bnn[:, :, -1] = row_Bn
         return AndersonState(

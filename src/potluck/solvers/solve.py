@@ -188,7 +188,9 @@ def iterate(
         moving_B = samples.active() & sound_B
         stepped, state = solver.step(state, z, f_z, residual_B)
         # A sample that meets the tolerance here still takes the step it has paid for.
-        z = stepped if bool(moving_B.all()) else torch.where(_like(moving_B, z), stepped, z)
+        # A traced net has no values to branch on; where() gives the same z.
+        all_move = not torch.compiler.is_compiling() and bool(moving_B.all())
+        z = stepped if all_move else torch.where(_like(moving_B, z), stepped, z)
         samples = samples.after(residual_B, sound_B, tol)
         if record and done < steps:
             states.append(z)
@@ -196,7 +198,7 @@ def iterate(
 
 
 def _fresh(z0: Tensor) -> Samples:
-    steps_B = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
+    steps_B = torch.zeros(z0.shape[0], dtype=torch.int64, device=z0.device)
     return Samples(
         steps_B=steps_B,
         residual_B=torch.full_like(steps_B, torch.inf, dtype=torch.float32),
@@ -219,7 +221,7 @@ def _measure(z: Tensor, f_z: Tensor, scale_B: Tensor | None) -> tuple[Tensor, Te
 def _norm(z: Tensor) -> Tensor:
     """The 2-norm over everything but the batch axis, in float32 at least."""
     dtype = torch.promote_types(z.dtype, torch.float32)
-    norm_B: Tensor = torch.linalg.vector_norm(z.reshape(len(z), -1), dim=1, dtype=dtype)
+    norm_B: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1, dtype=dtype)
     return norm_B
 
 
