@@ -35,7 +35,10 @@ RANKS: dict[str, tuple[str, ...]] = {
     "heterofl": ("method.name=heterofl", f"method.width={WIDTHS % 0.375}"),
     "heterofl, more": ("method.name=heterofl", f"method.width={WIDTHS % 0.38}"),
     "heterofl, samples": ("method.name=heterofl", f"method.width={WIDTHS % 0.375}", "method.weighting=samples"),
+    "heterofl, batch": ("method.name=heterofl", f"method.width={WIDTHS % 0.375}", "model.norm=batch"),
     "fedhm": (),
+    "fedhm, batch_stat": ("model.norm=batch_stat",),
+    "fedhm, replace, batch_stat": ("method.aggregation=replace", "model.norm=batch_stat"),
     "fedhm, replace": ("method.aggregation=replace",),
     "fedhm, rank_partitioned": ("method.aggregation=rank_partitioned",),
     "fedhm, T = 1": ("method.temperature=1.0",),
@@ -68,7 +71,7 @@ BYTES: dict[str, tuple[str, ...]] = {
         *SAME_TRAINING,
     ),
     "feddlr, p_server 0.99": ("method.name=feddlr", "method.dense_rounds=2", "method.p_server=0.99"),
-    "feddlr, int8 both ways": (
+    "feddlr, p_client 0.8, int8 up": (
         "method.name=feddlr",
         "method.dense_rounds=2",
         "method.p_client=0.8",
