@@ -318,6 +318,15 @@ def test_terms_of_weight_zero_add_exactly_nothing(small: MakeExperiment) -> None
         assert all(tree.equal(a.up, b.up) for a, b in zip(*other, strict=True))
 
 
+def test_a_device_of_one_batch_is_healthy_with_random_steps(small: MakeExperiment) -> None:
+    found = ready(small, "method.random_steps=true", "train.batch_size=500")
+    method = found.course.method
+    for round in range(1, 6):
+        replies = answers(found, method, method.start(desk(found)), round)
+        assert all(reply.up["healthy"] for reply in replies)
+        assert all(reply.up["evaluations"] == reply.up["steps"] for reply in replies)
+
+
 def test_the_iteration_may_start_from_the_input(small: MakeExperiment) -> None:
     found, other = ready(small), ready(small, "method.z0=input")
     state = found.course.method.start(desk(found))

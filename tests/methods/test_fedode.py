@@ -240,6 +240,7 @@ def test_random_steps_stay_within_the_budget_and_leave_the_net_as_it_was(small: 
     for _ in range(40):
         varied(net, x, y)
         assert ode.evaluations(net) == 7
+    assert seen[0] == (1, 2, 4)
     assert seen.count((1, 2, 4)) > 15
     assert len(set(seen)) > 4
     assert all(a == 1 and 1 <= b <= 2 and 1 <= c <= 4 for a, b, c in seen)

@@ -45,12 +45,16 @@ def at_depths(
     steps: Steps,
     rng: torch.Generator | None,
 ) -> Objective:
-    """The objective, in half of the batches at a depth drawn from 1 to ``steps``; the same where ``rng`` is None."""
+    """The objective, in half of the batches at a depth drawn from 1 to ``steps``; the same where ``rng`` is None.
+
+    The first batch is at full depth, so that a device of one batch says how it fares there.
+    """
     if rng is None:
         return objective
+    first = iter([True])
 
     def varied(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if float(torch.rand((), generator=rng)) >= SHORTENED:
+        if next(first, False) or float(torch.rand((), generator=rng)) >= SHORTENED:
             return objective(net, x, y)
         set_depth(net, _drawn(steps, rng))
         try:
