@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, Literal, TypedDict
 
 import torch
 from annotated_types import Ge, Predicate
@@ -34,6 +34,7 @@ from potluck.core import meter, tree
 from potluck.core.errors import ConfigError, ModelError
 from potluck.core.spec import Number, Spec
 from potluck.core.types import Desk, Device, Reply, Setup, Task
+from potluck.methods.lowrank_options import CYCLE, FEDDLR, STALL, is_share
 from potluck.methods.protocol import Traits
 from potluck.methods.refuse import demand_effect, demand_no_topk
 from potluck.models.fit import Fit
@@ -43,31 +44,7 @@ from potluck.models.nets import Nets, load, weights_of
 from potluck.models.packing import Packed, PackedMean, Shapes, largest_rank, pack, packed_spec, unpack
 
 MOST_SAMPLES = 2**40
-FAITHFUL: Mapping[str, Any] = {
-    "target": "weight",
-    "p_server": 0.95,
-    "error_feedback": False,
-    "dense_rounds": 0,
-    "train": {"lr": 0.05, "momentum": 0.9, "epochs": 1, "batch_size": 64},
-}
-STALL = (
-    'target = "weight" with p_client < 1: once updates are small beside the weights, truncation erases them and '
-    'training stalls; "update" does not'
-)
-CYCLE = (
-    'target = "update" with p_server < 0.99: the server adds along directions that devices never see, and its weights '
-    "cycle; raise p_server to 0.999"
-)
-
-
-def _is_share(value: float) -> bool:
-    if not 0 < value <= 1:
-        hint = f" Did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise ValueError(f"expected a share of energy, 0 < p <= 1.{hint}")
-    return True
-
-
-Energy = Annotated[float, Predicate(_is_share)]
+Energy = Annotated[float, Predicate(is_share)]
 
 
 class Message(TypedDict):
@@ -106,7 +83,7 @@ class FedDLR:
     dense_rounds: Annotated[int, Ge(0)] = 5
     compact: bool = True
 
-    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FAITHFUL})
+    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FEDDLR})
 
     def check(self, setup: Setup) -> Sequence[str]:
         dense_both = self.p_server == self.p_client == 1

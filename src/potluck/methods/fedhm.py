@@ -23,10 +23,9 @@ reply has. *Defaults*: ``faithful`` is the authors' code (the schedule that for 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
 
 from annotated_types import Ge, Gt, Predicate
 from torch import Tensor, nn
@@ -34,9 +33,11 @@ from torch import Tensor, nn
 from potluck.core import meter
 from potluck.core.spec import Exactly, Integers, Number, Spec, spec_of
 from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
+from potluck.methods.lowrank_options import COLLAPSE, FEDHM, is_factor
 from potluck.methods.protocol import Traits
 from potluck.methods.refuse import demand_effect, demand_lossless_down, demand_no_topk, dense_layers
 from potluck.models.fit import Fit
+from potluck.models.fuse import reply_weight
 from potluck.models.keep_full import factorisable, ranks_by_factor
 from potluck.models.labels import classifier_tensors, masked, present
 from potluck.models.lowrank import add_decay_gradient, add_frobenius_gradient, factorise, low_rank, with_factors
@@ -44,31 +45,6 @@ from potluck.models.nets import Nets, load, weights_of
 from potluck.models.spectra import Spectra
 
 Weights = dict[str, Tensor]
-MOST_SAMPLES, LEAST_WEIGHT = 2**40, 1e-200
-
-
-FAITHFUL: Mapping[str, Any] = {
-    "aggregation": "replace",
-    "weighting": "uniform",
-    "temperature": 1.0,
-    "l2_on_factors": 1e-4,
-    "keep_history": True,
-    "mask_labels": True,
-    "classifier_rows": "paper",
-    "train": {"lr": 0.1, "batch_size": 64, "epochs": 10, "weight_decay": 1e-4}
-    | {"schedule": "step", "milestones": [100, 150]},
-    "model": {"norm": "batch_stat"},
-}
-COLLAPSE = (
-    'aggregation = "replace" with unequal rank factors: the model collapses to the smallest rank, because each round '
-    'shrinks what small devices were not sent; "delta" does not'
-)
-
-
-def _is_factor(value: float) -> bool:
-    if not 1 <= value <= 64:
-        raise ValueError("expected a number from 1 (full) to 64.")
-    return True
 
 
 class State(TypedDict):
@@ -109,9 +85,9 @@ class FedHM:
     keep_history: bool = False
     mask_labels: bool = False
     classifier_rows: Literal["all", "renormalised", "paper"] = "renormalised"
-    rank_factor: Annotated[Mapping[str, Annotated[float, Predicate(_is_factor)]] | None, Ladder((8.0, 4.0, 1.0))] = None
+    rank_factor: Annotated[Mapping[str, Annotated[float, Predicate(is_factor)]] | None, Ladder((8.0, 4.0, 1.0))] = None
 
-    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FAITHFUL})
+    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FEDHM})
 
     def check(self, setup: Setup) -> Sequence[str]:
         factors, idle = {tier: self._factor(tier) for tier in setup.tiers}, {}
@@ -183,8 +159,7 @@ class FedHM:
     def expect(self, state: State, device: Device, desk: Desk) -> Spec:
         most = self.net.classes
         labels = {"labels": Integers(low=0, high=most - 1, most=most)} if self._counts_rows(device.tier) else {}
-        samples = Number(kind=int, low=1, high=MOST_SAMPLES)
-        told = {"rank_factor": Exactly(value=self._factor(device.tier)), "samples": samples}
+        told = {"rank_factor": Exactly(value=self._factor(device.tier)), "samples": Number(kind=int, low=1, high=2**40)}
         return {**spec_of(self.cast(state, device, desk)), **told, **labels}
 
     def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
@@ -212,12 +187,8 @@ class FedHM:
         return [name for name in names if name.removesuffix(".weight") not in spectra.layers]
 
     def _weight(self, factor: float, samples: float) -> float:
-        """w_k before it is normalised. It never vanishes: a device that answers alone must count."""
         smallest = min((self.rank_factor or {"": 1.0}).values())
-        size = max(math.exp((smallest - factor) / self.temperature), LEAST_WEIGHT)
-        return {"uniform": 1.0, "samples": samples, "size_softmax": size, "samples_size": samples * size}[
-            self.weighting
-        ]
+        return reply_weight(self.weighting, samples, factor - smallest, self.temperature)
 
     def model(self, state: State, own: None, device: Device) -> nn.Module:
         factors = self.rank_factor or {device.tier: 1.0}

@@ -11,6 +11,7 @@ M_k = U_k V_k of rank r_k, or a full matrix; T_r(M) is what was sent at rank r; 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -107,6 +108,16 @@ class RankPartitioned(Fusion):
         if largest < self.edges[-1]:
             total = total + (self.matrix_MN - self.sent(largest))
         return total.to(self.matrix_MN.dtype)
+
+
+LEAST_WEIGHT = 1e-200
+"""A weight never vanishes: a device that answers alone must count."""
+
+
+def reply_weight(kind: str, samples: float, beyond: float, temperature: float) -> float:
+    """w_k before it is normalised: 1, n_k, exp(-(f_k - f_min) / T) with ``beyond`` = f_k - f_min, or both."""
+    size = max(math.exp(-beyond / temperature), LEAST_WEIGHT)
+    return {"uniform": 1.0, "samples": samples, "size_softmax": size, "samples_size": samples * size}[kind]
 
 
 FUSIONS: dict[str, type[Fusion]] = {"replace": Replace, "delta": Delta, "rank_partitioned": RankPartitioned}
