@@ -4,6 +4,8 @@
     python benchmarks/lowrank.py bytes  --seeds 0,1,2,3,4 --out runs/lowrank    compressed messages of one net
     python benchmarks/lowrank.py ranks  --recipe recipes/lowrank-cifar.toml --seeds 0 --rows local,fedavg,fedhm
     python benchmarks/lowrank.py table  --out runs/lowrank
+    python benchmarks/lowrank.py spectrum --out runs/lowrank    energy beyond the phones' ranks after the last round
+    python benchmarks/lowrank.py inference --out runs/lowrank/lowrank-fashion/feddlr-0    compact net beside full
 
 A run that stands in OUT already is not made again.
 """
@@ -13,13 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from potluck.experiment import build, store
 from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
+from potluck.models.fit import evaluate
+from potluck.models.keep_full import factorisable, ranks_by_factor
+from potluck.models.matrix import to_matrix
+from potluck.models.nets import load
+from potluck.models.zoo import count_parameters
 
 SAME_TRAINING = (
     "train.lr=0.05",
@@ -133,15 +144,65 @@ def table(out: Path) -> None:
         print(f"| {recipe} | {row} | {len(found)} | {' | '.join(figures)} |")
 
 
+def spectrum(out: Path) -> None:
+    """Prints the share of the full weights' energy beyond the rank of factor 8, as median over the runs of a row."""
+    shares: dict[str, list[float]] = {}
+    for place in sorted(out.glob("*/*")):
+        if not (place / "summary.json").exists() or place.name.startswith(("local", "heterofl", "feddlr")):
+            continue
+        net, lost, total = Run.load(place).model("laptop"), 0.0, 0.0
+        layers = factorisable(net)
+        for layer, rank in ranks_by_factor(layers, 8).items():
+            energy_K = (
+                torch.linalg.svdvals(to_matrix(net.get_parameter(f"{layer}.weight").detach(), "ok_ik"))
+                .double()
+                .square()
+            )
+            lost, total = lost + float(energy_K[rank:].sum()), total + float(energy_K.sum())
+        shares.setdefault(f"{place.parent.name}/{place.name.rpartition('-')[0]}", []).append(lost / total)
+    for row, found in shares.items():
+        print(f"| {row} | {len(found)} | {statistics.median(found):.4f} |")
+
+
+def inference(place: Path) -> None:
+    """Prints accuracy and milliseconds of the deployed net and of the full one, calls interleaved."""
+    found = Run.load(place)
+    shares = build.make_shares(found.experiment)
+    compact = found.model("phone")
+    state, nets = (
+        store.read_snapshot(place).state,
+        build.make_nets(found.experiment, shares.test.shape, shares.test.classes),
+    )
+    full = nets("phone").eval()
+    load(full, {name: node["dense"] for name, node in state["weights"].items()})
+    for name, net in (("full", full), ("compact", compact)):
+        score = evaluate(net, shares.test)
+        print(f"{name}: {count_parameters(net):,} parameters, {float(score.right.sum()) / len(shares.test):.2%} right")
+    torch.set_num_threads(1)
+    for batch in (1, 64):
+        x_B, seconds = shares.test.take(torch.arange(batch)).x, {"full": [], "compact": []}
+        with torch.inference_mode():
+            for _ in range(60):
+                for name, net in (("full", full), ("compact", compact)):
+                    start = time.perf_counter()
+                    net(x_B)
+                    seconds[name].append(time.perf_counter() - start)
+        whole, small = (statistics.median(seconds[name]) * 1e3 for name in ("full", "compact"))
+        print(f"batch {batch}: {whole:.3f} ms -> {small:.3f} ms, {whole / small:.2f} times as fast")
+
+
 def main() -> None:
     """Runs the rows asked for, seed by seed, so that what stands is always comparable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*SETS, "table"])
+    parser.add_argument("what", choices=[*SETS, "table", "spectrum", "inference"])
     parser.add_argument("--recipe", type=Path, default=Path("recipes/lowrank-digits.toml"))
     parser.add_argument("--rows", default="")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("runs/lowrank"))
     given = parser.parse_args()
+    if given.what in ("spectrum", "inference"):
+        (spectrum if given.what == "spectrum" else inference)(given.out)
+        return
     if given.what != "table":
         rows = SETS[given.what]
         chosen = {name: rows[name] for name in given.rows.split(";")} if given.rows else rows
