@@ -1,5 +1,7 @@
 """The laws that every method obeys. They run over METHODS: a new method is tested by being added there.
 
+Those of a Star and those of a Mesh differ only in what a round consists of.
+
 1 inputs are not mutated; 2 every tree survives its frame bitwise; 3 the order of devices does not matter; 4 a resumed
 run equals an unbroken one; 6 measured bytes are the bytes of the message; 7 no replies change nothing. Law 5 stands in
 test_engines_agree.py, the reductions (law 8) with the methods, hostile bytes (law 9) in attacks/.
@@ -28,6 +30,8 @@ from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
 every_method = pytest.mark.parametrize("method", METHODS)
+every_star = pytest.mark.parametrize("method", [name for name, found in METHODS.items() if not found.traits.peers])
+every_mesh = pytest.mark.parametrize("method", [name for name, found in METHODS.items() if found.traits.peers])
 
 
 def desk_of(ready: Prepared, round: int) -> Desk:
@@ -50,7 +54,7 @@ def one_exchange(ready: Prepared, device: int = 0) -> dict[str, Any]:
     return {"state": state, "down": down, "own": own or {}, "up": up}
 
 
-@every_method
+@every_star
 def test_inputs_are_not_mutated(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
     made, course = one_exchange(ready), ready.course
@@ -65,13 +69,75 @@ def test_inputs_are_not_mutated(small: MakeExperiment, method: str) -> None:
         assert tree.equal(value, before[name]), name
 
 
-@every_method
+def peers_of(ready: Prepared, count: int) -> dict[int, dict[str, Any]]:
+    """Own before and after posting, and the post, of the first peers in the first round."""
+    found, method = {}, ready.course.method
+    for peer in range(count):
+        task = task_of(ready, 1, peer)
+        own = method.start(task)
+        after, up = method.post(own, task)
+        found[peer] = {"own": own, "after": after, "up": up}
+    return found
+
+
+@every_mesh
+def test_inputs_among_peers_are_not_mutated(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    course, made, task = ready.course, peers_of(ready, 3), task_of(ready, 1, 0)
+    before = copy.deepcopy(made)
+    inbox = {peer: found["up"] for peer, found in made.items() if peer}
+    course.method.absorb(made[0]["after"], inbox, task)
+    course.method.expect(made[0]["after"], task)
+    course.method.post(made[0]["after"], task_of(ready, 2, 0))
+    course.method.model(made[0]["own"], course.fleet.devices[0])
+    pool = course.method.pool([found["up"] for found in made.values()])
+    course.method.absorb_pool(made[0]["after"], pool, made[0]["up"], task)
+    assert tree.equal({str(k): v for k, v in made.items()}, {str(k): v for k, v in before.items()})
+
+
+@every_mesh
+def test_trees_among_peers_survive_their_frames_bitwise(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    made = peers_of(ready, 3)
+    pool = ready.course.method.pool([found["up"] for found in made.values()])
+    for name, value in {**made[0], "pool": pool}.items():
+        assert tree.equal(frame.decode(frame.encode(value))[0], value), name
+
+
+@every_mesh
+def test_posts_do_not_depend_on_what_ran_before_nor_absorbing_on_the_order(small: MakeExperiment, method: str) -> None:
+    ready = prepare(small(method))
+    made, task = peers_of(ready, 3), task_of(ready, 1, 0)
+    torch.manual_seed(12345)
+    again = peers_of(ready, 3)
+    assert all(tree.equal(made[peer]["up"], again[peer]["up"]) for peer in made)
+    results = [
+        ready.course.method.absorb(made[0]["after"], {peer: made[peer]["up"] for peer in order}, task)
+        for order in ([1, 2], [2, 1])
+    ]
+    assert tree.equal(*results)
+
+
+@every_mesh
+def test_measured_bytes_are_those_of_the_posts(small: MakeExperiment, method: str, tmp_path: Path) -> None:
+    found = run.run(small(method, "rounds=1"), tmp_path / "run")
+    peers = found.rounds[0]["cohort"]
+    post = tree.nbytes(peers_of(prepare(small(method, "rounds=1")), 1)[0]["up"])
+    rows = [row for row in found.ledger if row["verb"] in ("post", "absorb")]
+    assert [row["tensor_bytes"] for row in rows] == [(len(peers) - 1) * post] * 2 * len(peers)
+    for direction in ("up", "down"):
+        sent = [row["encoded_bytes"] for row in rows if row["direction"] == direction]
+        assert found.summary["bytes"][direction] == sum(sent)
+        assert len(sent) == len(peers)
+
+
+@every_star
 def test_trees_survive_their_frames_bitwise(small: MakeExperiment, method: str) -> None:
     for name, value in one_exchange(prepare(small(method))).items():
         assert tree.equal(frame.decode(frame.encode(value))[0], value), name
 
 
-@every_method
+@every_star
 def test_training_does_not_depend_on_what_ran_before(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
     first = one_exchange(ready, device=1)["up"]
@@ -142,7 +208,7 @@ def test_added_rounds_equal_planned_ones(small: MakeExperiment, method: str, tmp
     assert longer.summary["rounds"] == 3
 
 
-@every_method
+@every_star
 def test_measured_bytes_are_those_of_the_messages(small: MakeExperiment, method: str, tmp_path: Path) -> None:
     found = run.run(small(method, "rounds=1"), tmp_path / "run")
     first = next(row["device"] for row in found.ledger if row["verb"] == "train")
@@ -159,7 +225,7 @@ def test_measured_bytes_are_those_of_the_messages(small: MakeExperiment, method:
     assert found.summary["bytes"]["up"] == sum(ups)
 
 
-@every_method
+@every_star
 def test_no_replies_leave_the_state_as_it_is(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
     state = ready.course.method.start(desk_of(ready, 0))

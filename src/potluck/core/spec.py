@@ -30,12 +30,18 @@ class Free:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """A tensor: dtype, shape (numbers or Free), finite unless said otherwise."""
+    """A tensor: dtype, shape (numbers or Free), finite unless said otherwise.
+
+    Entries lie in [low, high], and the sums over the last dimension in ``row_sums`` where that is given.
+    """
 
     dtype: torch.dtype
     shape: tuple[int | Free, ...]
     optional: bool = False
     finite: bool = True
+    low: float = -math.inf
+    high: float = math.inf
+    row_sums: tuple[float, float] | None = None
 
     def most_values(self) -> int:
         """The largest number of entries that fits the spec."""
@@ -138,4 +144,20 @@ def shape_fault(leaf: Array, shape: tuple[int, ...], free: dict[str, int]) -> st
                 return f"got shape {shape}, expected ({wanted}) with {want.name!r} the same everywhere"
         elif size != want:
             return f"got shape {shape}, expected ({wanted})"
+    return None
+
+
+def value_fault(leaf: Array, value: Tensor) -> str | None:
+    """What is wrong with the entries of a tensor of the right shape, in words, or None. NaN lies in no range."""
+    if not value.numel():
+        return None
+    wide = value.to(torch.float64)
+    if (leaf.low, leaf.high) != (-math.inf, math.inf) and not bool(((wide >= leaf.low) & (wide <= leaf.high)).all()):
+        return f"holds values beyond [{leaf.low:g}, {leaf.high:g}]"
+    if leaf.row_sums is not None:
+        sums, (low, high) = wide.sum(dim=-1), leaf.row_sums
+        if not bool(((sums >= low) & (sums <= high)).all()):
+            return (
+                f"has rows that add up to {float(sums.min()):g} to {float(sums.max()):g}, expected {low:g} to {high:g}"
+            )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from potluck.core import tree
-from potluck.core.types import Shard
+from potluck.core.errors import TrainingError, WireError
+from potluck.core.types import Desk, Device, Shard
 from potluck.engines.seam import Letters, Order
 from potluck.fleet.cohort import Fleet
 
@@ -31,6 +33,10 @@ class Course:
     """Whether the metric of a sample lies in [0, 1], as accuracy does."""
     evaluate_every: int
     evaluate_samples: int
+
+    def desk(self, round: int) -> Desk:
+        """The server's side of a round."""
+        return Desk(round=round, devices=self.fleet.devices, held=self.held, public=self.public, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,25 @@ class Played:
     scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def spent(self, part: str, seconds: float) -> None:
+        """Adds wall seconds to a part."""
+        self.parts[part] = self.parts.get(part, 0.0) + seconds
+
+
+def notes_of(up: Mapping[str, Any], facts: Mapping[str, Any], device: Device) -> dict[str, float]:
+    """The figures for the record: the scalars of the reply and what the device noted. WireError if one is no number."""
+    found = {**{k: v for k, v in up.items() if isinstance(v, (bool, int, float))}, **(facts.get("notes") or {})}
+    for name, value in found.items():
+        if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+            raise WireError(f"note {name!r} is {value!r}: expected a finite number", device=device.id)
+    return {str(name): float(value) for name, value in found.items()}
+
+
+def demand_one_sound(failed: list[str], cohort: list[int]) -> None:
+    """Raises TrainingError when every device of the round gave up by itself: going on would change nothing."""
+    if failed and len(failed) == len(cohort):
+        raise TrainingError(f"every device of the round gave up; the first one: {failed[0]}")
 
 
 def row(

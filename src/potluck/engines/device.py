@@ -21,6 +21,7 @@ from potluck.core.errors import RunFolderError, TrainingError, WireError
 from potluck.core.types import Device, Shard, Task
 from potluck.engines.seam import Delivery, Letters, Order
 from potluck.fleet import link
+from potluck.methods.protocol import deployed
 from potluck.models.fit import Metric, Score, evaluate
 from potluck.wire import frame
 
@@ -54,8 +55,11 @@ class OwnStore:
                 f"{path}: the state of device {device} as of round {round} is unusable: {error}"
             ) from None
 
-    def save(self, device: int, round: int, ack: int, content: Mapping[str, Any]) -> None:
-        """Writes the state of this round, whole or not at all, and drops all but it and the acknowledged one."""
+    def save(self, device: int, round: int, ack: int | None, content: Mapping[str, Any]) -> None:
+        """Writes the state of this round, whole or not at all, and drops all but it and the acknowledged one.
+
+        Without ``ack``, nothing is dropped.
+        """
         path = self.path(device, round)
         fresh = path.with_suffix(".new")
         try:
@@ -66,8 +70,9 @@ class OwnStore:
             raise RunFolderError(
                 f"{path}: cannot be written ({error.strerror}); mend that, then resume the run"
             ) from None
+        kept = None if ack is None else (path, self.path(device, ack))
         for other in self.folder.glob(f"{device:06d}-*.safetensors"):
-            if other not in (path, self.path(device, ack)):
+            if kept is not None and other not in kept:
                 other.unlink(missing_ok=True)
 
     def sync(self, device: int, round: int) -> None:
@@ -102,44 +107,94 @@ class DeviceSide:
 
     def answer(self, order: Order) -> Delivery:
         """The delivery, with simulated seconds. A training that fails or a frame that is wrong is ``rejected``."""
-        verbs = {"train": self._train, "evaluate": self._evaluate, "score": self._score}
+        verbs = {
+            "train": self._train,
+            "post": self._post,
+            "absorb": self._absorb,
+            "settle": self._settle,
+            "evaluate": self._evaluate,
+            "score": self._score,
+        }
+        among_peers = order.verb in ("post", "absorb")  # the loop counts those links: it knows how many peers there are
         with meter.metering() as costs:
             try:
                 made = verbs[order.verb](order, costs)
             except (TrainingError, WireError, UnusableStateError) as error:
-                seconds = link.down_seconds(order.device, len(order.frame))
+                seconds = 0.0 if among_peers else link.down_seconds(order.device, len(order.frame))
                 seconds += link.work_seconds(order.device, costs.flops)
                 return Delivery(order=order, status="rejected", reason=str(error), seconds=seconds)
-        seconds = (
-            link.down_seconds(order.device, len(order.frame))
-            + link.work_seconds(order.device, costs.flops)
-            + link.up_seconds(order.device, len(made))
-        )
+        seconds = link.work_seconds(order.device, costs.flops)
+        if not among_peers:
+            down_s, up_s = link.down_seconds(order.device, len(order.frame)), link.up_seconds(order.device, len(made))
+            seconds = down_s + seconds + up_s
         return Delivery(order=order, status="ok", frame=made, seconds=seconds, parts=costs.seconds)
+
+    def _task(self, order: Order) -> Task:
+        data = self.shard(order.device)
+        return Task(round=order.round, device=order.device, data=data, public=self.public, seed=self.seed)
 
     def _train(self, order: Order, costs: meter.Meter) -> bytearray:
         device = order.device
         with meter.part("decode"):
             down = self.letters.read_down(order.frame, order.round)
             held = self.store.load(device.id, order.ack)
-        task = Task(round=order.round, device=device, data=self.shard(device), public=self.public, seed=self.seed)
         with meter.part("train"):
-            own, up = self.method.train(held.get("own"), down, task)
+            own, up = self.method.train(held.get("own"), down, self._task(order))
         with meter.part("encode"):
-            facts = {
-                "own": tree.digest(own) if own else "",
-                "flops": costs.flops,
-                "notes": dict(list(costs.notes.items())[:MOST_NOTES]),
-            }
+            facts = _facts(own, costs)
             made, memory = self.letters.write_up(up, order.round, device.id, held.get("codec"), facts)
             if own or memory:
                 self.store.save(device.id, order.round, order.ack, {"own": own or {}, "codec": memory})
         return made
 
+    def _post(self, order: Order, costs: meter.Meter) -> bytearray:
+        """A peer's first half of a round. What it leaves counts only with the second half."""
+        device, task = order.device, self._task(order)
+        self.letters.read_down(order.frame, order.round)
+        own = self.store.load(device.id, order.ack).get("own") or self.method.start(task)
+        with meter.part("train"):
+            own, up = self.method.post(own, task)
+        made, _ = self.letters.write_up(up, order.round, device.id, None, {})
+        half = {"own": own, "codec": {}, "posted": dict(costs.notes)}
+        self.store.save(device.id, order.round, order.ack, half)
+        return made
+
+    def _absorb(self, order: Order, costs: meter.Meter) -> bytearray:
+        """A peer's second half: it learns from the others' posts, given frame by frame."""
+        device, task = order.device, self._task(order)
+        half = self.store.load(device.id, order.round)
+        own = half["own"]
+        with meter.part("decode"):
+            frames = frame.decode(order.frame)[0].get("inbox", {})
+            spec = self.method.expect(own, task)
+            inbox = {
+                int(peer): self.letters.read_up(tree.view_bytes(data), order.round, int(peer), spec)[0]
+                for peer, data in frames.items()
+            }
+        with meter.part("train"):
+            own = self.method.absorb(own, inbox, task)
+        costs.notes = {**half.get("posted", {}), **costs.notes}
+        self.store.save(device.id, order.round, order.ack, {"own": own, "codec": {}})
+        return self.letters.write_up({}, order.round, device.id, None, _facts(own, costs))[0]
+
+    def _settle(self, order: Order, costs: meter.Meter) -> bytearray:
+        """A relayed device at the end of a run: it absorbs what was held for it, and posts nothing."""
+        device = order.device
+        own = self._settled(order, self.letters.read_down(order.frame, order.round))
+        self.store.save(device.id, order.round, None, {"own": own, "codec": {}})
+        return self.letters.write_up({}, order.round, device.id, None, _facts(own, costs))[0]
+
+    def _settled(self, order: Order, down: Mapping[str, Any]) -> Any:
+        own = self.store.load(order.device.id, order.ack).get("own") or None
+        return own if own is None else self.method.settled(own, down, self._task(order))
+
     def _evaluate(self, order: Order, costs: meter.Meter) -> bytearray:
         ask = self.letters.read_down(order.frame, order.round)
-        own = self.store.load(order.device.id, order.ack).get("own") or None
-        net = self.method.model(None, own, order.device)
+        if self.method.traits.relayed:
+            own = self._settled(order, ask.get("down", {}))
+        else:
+            own = self.store.load(order.device.id, order.ack).get("own") or None
+        net = deployed(self.method, None, own, order.device)
         found = self._measure(net, _rows(self.test(order.device), ask, self.seed))
         return self.letters.write_up(_score_tree(found), order.round, order.device.id, None, {})[0]
 
@@ -151,6 +206,12 @@ class DeviceSide:
     def _measure(self, net: torch.nn.Module, shard: Shard) -> Score:
         with meter.part("evaluate"):
             return evaluate(net, shard, metric=self.metric, device=self.compute)
+
+
+def _facts(own: Any, costs: meter.Meter) -> dict[str, Any]:
+    """What a device says beside its message: the digest of its new own state, its FLOPs and its notes."""
+    notes = dict(list(costs.notes.items())[:MOST_NOTES])
+    return {"own": tree.digest(own) if own else "", "flops": costs.flops, "notes": notes}
 
 
 def _rows(test: Shard, ask: Mapping[str, Any], seed: int) -> Shard:

@@ -41,9 +41,13 @@ def measure(course: Course, engine: Engine, played: Played, samples: int) -> Non
 
 
 def _own_orders(course: Course, snapshot: Snapshot, devices: list[Device], samples: int) -> Iterator[Order]:
-    ask, size = course.letters.write_down({"start": 0, "stop": MOST_ROWS, "samples": samples}, snapshot.round)
+    rows = {"start": 0, "stop": MOST_ROWS, "samples": samples}
+    ask, size = course.letters.write_down(rows, snapshot.round)
     for device in devices:
         ack = snapshot.acks.get(device.id, 0)
+        if course.method.traits.relayed:  # what it would deploy after absorbing what the relay holds for it
+            down = course.method.cast(snapshot.state, device, course.desk(snapshot.round))
+            ask, size = course.letters.write_down({**rows, "down": down}, snapshot.round)
         yield Order(device=device, round=snapshot.round, verb="evaluate", frame=ask, ack=ack, tensor_bytes=size)
 
 

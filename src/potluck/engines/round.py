@@ -6,26 +6,31 @@ One round of a Star method:
                            reply = read_up(frame), checked against expect(state, device)
     state = merge(state, replies in device order)
     late, lost, rejected: written to the ledger, not merged
+
+The round of a Mesh stands in peers.py; what a relay still holds for its devices at the end, in settle.py.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from potluck.core import meter, tree
-from potluck.core.errors import TrainingError, WireError
-from potluck.core.types import Desk, Device, Reply
-from potluck.engines.course import Course, Played, Snapshot, row
+from potluck.core.errors import WireError
+from potluck.core.types import Desk, Reply
+from potluck.engines.course import Course, Played, Snapshot, demand_one_sound, notes_of, row
 from potluck.engines.measure import measure
+from potluck.engines.peers import peers_round
 from potluck.engines.seam import Delivery, Engine, Order
+from potluck.engines.settle import settle
 
 
 def begin(course: Course) -> Snapshot:
     """The snapshot before the first round."""
-    return Snapshot(round=0, state=course.method.start(_desk(course, 0)))
+    if course.method.traits.peers:
+        return Snapshot(round=0, state={})
+    return Snapshot(round=0, state=course.method.start(course.desk(0)))
 
 
 def play(
@@ -37,7 +42,8 @@ def play(
     """
     over = False
     while not over and snapshot.round < last:
-        played = _round(course, engine, snapshot)
+        one_round = peers_round if course.method.traits.peers else _round
+        played = one_round(course, engine, snapshot)
         snapshot = played.snapshot
         final = snapshot.round == last
         if final or snapshot.round % course.evaluate_every == 0:
@@ -45,16 +51,14 @@ def play(
         over = enough(played)
         if over and not final and (course.evaluate_samples or not played.scores):
             measure(course, engine, played, samples=0)
+        if course.method.traits.relayed and (over or final):
+            settle(course, engine, played)
         yield played
-
-
-def _desk(course: Course, round: int) -> Desk:
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
 
 
 def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
     number, fleet, method = before.round + 1, course.fleet, course.method
-    desk, cohort = _desk(course, number), fleet.cohort(number)
+    desk, cohort = course.desk(number), fleet.cohort(number)
     played = Played(snapshot=before, cohort=[device.id for device in cohort])
     acks, own, codec = dict(before.acks), dict(before.own), dict(before.codec)
     written: dict[tuple[tuple[str, int], ...], tuple[Any, bytearray, int]] = {}
@@ -68,7 +72,7 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
             if key not in written:  # devices that are sent the same tensors share one frame
                 start = time.perf_counter()
                 written[key] = (down, *course.letters.write_down(down, number))
-                _add(played.parts, "encode", time.perf_counter() - start)
+                played.spent("encode", time.perf_counter() - start)
             _, made, size = written[key]
             ack = before.acks.get(device.id, 0)
             yield Order(device=device, round=number, verb="train", frame=made, ack=ack, tensor_bytes=size)
@@ -90,11 +94,11 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
         state = method.merge(before.state, stream, desk)
         for _ in stream:  # a method that needs no replies need not read them
             pass
-    _add(played.parts, "exchange and merge", time.perf_counter() - start)
+    played.spent("exchange and merge", time.perf_counter() - start)
     for part, seconds in costs.seconds.items():
-        _add(played.parts, f"server {part}", seconds)
+        played.spent(f"server {part}", seconds)
     played.server_notes.update(costs.notes)
-    _demand_one_sound(failed, cohort)
+    demand_one_sound(failed, played.cohort)
     played.seconds = _round_seconds(played, fleet.deadline_s)
     played.snapshot = Snapshot(
         round=number,
@@ -122,30 +126,15 @@ def _admit(
             up, header = course.letters.read_up(delivery.frame, order.round, device.id, expected)
             facts, up_tensors = header.facts, header.tensor_bytes
             reply = Reply(device=device, round=order.round, up=up)
-            played.notes[device.id] = _notes(up, facts, device)
+            played.notes[device.id] = notes_of(up, facts, device)
         except WireError as error:
             status, reason, reply = "rejected", str(error), None
-        _add(played.parts, "decode", time.perf_counter() - start)
+        played.spent("decode", time.perf_counter() - start)
     for part, seconds in delivery.parts.items():
-        _add(played.parts, f"device {part}", seconds)
+        played.spent(f"device {part}", seconds)
     played.rows.append(row(order, "down", order.tensor_bytes, len(order.frame), delivery.seconds, status, reason))
     played.rows.append(row(order, "up", up_tensors, len(delivery.frame), delivery.seconds, status, reason))
     return reply, facts
-
-
-def _notes(up: Mapping[str, Any], facts: Mapping[str, Any], device: Device) -> dict[str, float]:
-    """The figures for the record: the scalars of the reply and what the device noted. WireError if one is no number."""
-    found = {**{k: v for k, v in up.items() if isinstance(v, (bool, int, float))}, **(facts.get("notes") or {})}
-    for name, value in found.items():
-        if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
-            raise WireError(f"note {name!r} is {value!r}: expected a finite number", device=device.id)
-    return {str(name): float(value) for name, value in found.items()}
-
-
-def _demand_one_sound(failed: list[str], cohort: list[Device]) -> None:
-    """Raises TrainingError when every device of the round gave up by itself: going on would change nothing."""
-    if failed and len(failed) == len(cohort):
-        raise TrainingError(f"every device of the round gave up; the first one: {failed[0]}")
 
 
 def _round_seconds(played: Played, deadline_s: float) -> float:
@@ -153,7 +142,3 @@ def _round_seconds(played: Played, deadline_s: float) -> float:
     if any(row.status in ("late", "lost") for row in played.rows):
         return deadline_s
     return max((row.seconds for row in played.rows), default=0.0)
-
-
-def _add(parts: dict[str, float], part: str, seconds: float) -> None:
-    parts[part] = parts.get(part, 0.0) + seconds

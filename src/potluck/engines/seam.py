@@ -15,8 +15,10 @@ from potluck.core.types import Device
 from potluck.wire.channel import Channel
 from potluck.wire.frame import Buffer, Header
 
-Verb = Literal["train", "evaluate", "score"]
-"""train: a round's work. evaluate: the device's own model, on the device. score: the server's model, at the server."""
+Verb = Literal["train", "post", "absorb", "settle", "evaluate", "score"]
+"""train: a round's work. evaluate: the device's own model, on the device. score: the server's model, at the server.
+
+Among peers: post, then absorb. settle: what a relay still holds for a device at the end of a run."""
 Status = Literal["ok", "late", "lost", "rejected"]
 
 

@@ -23,6 +23,7 @@ from potluck.data.sources import load
 from potluck.data.spec import column_of
 from potluck.engines.course import Course
 from potluck.engines.device import DeviceSide, OwnStore
+from potluck.engines.relay import Relay
 from potluck.engines.seam import Letters
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import config_digest, method_name, option_marks, option_values
@@ -166,7 +167,11 @@ def demand_nets_fit(nets: Nets, experiment: Experiment, shape: tuple[int, ...], 
 
 def make_method(experiment: Experiment, nets: Nets) -> Any:
     """The method with its options, its nets and its local training."""
-    return METHODS[method_name(experiment)](net=nets, fit=make_fit(experiment), **option_values(experiment))
+    name = method_name(experiment)
+    method = METHODS[name](net=nets, fit=make_fit(experiment), **option_values(experiment))
+    if experiment.engine.relay and not method.traits.peers:
+        raise ConfigError(f"engine.relay = true: {name} has a server of its own; a relay is for methods among peers")
+    return Relay(inner=method) if experiment.engine.relay else method
 
 
 def make_letters(experiment: Experiment) -> Letters:

@@ -157,6 +157,8 @@ class EngineSection(Section):
     workers: Count | Literal["auto"] = "auto"
     threads: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    relay: bool = False
+    """A method among peers runs through a relay: other bytes, the same state."""
 
 
 class Experiment(Section):

@@ -7,11 +7,13 @@ from typing import Any
 
 from potluck.core import spec
 from potluck.core.errors import ConfigError
-from potluck.core.types import Desk, Device
+from potluck.core.types import Device
 from potluck.data.shard import Shares
 from potluck.engines.course import Course, Snapshot
+from potluck.engines.peers import spec_of_posts
 from potluck.experiment.config import Experiment
 from potluck.fleet import link
+from potluck.methods.protocol import deployed
 from potluck.models.fit import BACKWARD_COST
 from potluck.models.flops import forward_flops
 
@@ -40,13 +42,13 @@ def demand_deadline(experiment: Experiment, course: Course, shares: Shares, firs
 def _least(
     experiment: Experiment, course: Course, device: Device, shares: Shares, first: Snapshot
 ) -> tuple[float, str]:
-    method, desk = (
-        course.method,
-        Desk(round=1, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed),
-    )
-    down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1)[0])
-    up_bytes = _least_bytes(course.letters.up.respec(method.expect(first.state, device, desk)))
-    net = method.model(None if method.traits.personal else first.state, None, device)
+    method, desk = course.method, course.desk(1)
+    net = deployed(method, None if method.traits.personal else first.state, None, device)
+    if method.traits.peers:
+        up_bytes = down_bytes = (len(course.fleet.devices) - 1) * _least_bytes(spec_of_posts(course, device, 1))
+    else:
+        down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1)[0])
+        up_bytes = _least_bytes(course.letters.up.respec(method.expect(first.state, device, desk)))
     epochs = experiment.train.epochs
     passes = epochs[device.tier] if isinstance(epochs, dict) else epochs
     flops = (1 + BACKWARD_COST) * forward_flops(net, shares.test.shape) * len(shares.train[device.id]) * passes

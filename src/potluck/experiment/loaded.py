@@ -14,6 +14,7 @@ from potluck.core.errors import ConfigError, RunFolderError
 from potluck.engines.device import OwnStore
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
+from potluck.methods.protocol import deployed
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,4 @@ class Run:
         if method.traits.personal:
             own_store = OwnStore(self.path / "state" / "own")
             own = own_store.load(device.id, snapshot.acks.get(device.id, 0)).get("own")
-        net: nn.Module = method.model(None if method.traits.personal else snapshot.state, own, device)
-        return net.eval()
+        return deployed(method, None if method.traits.personal else snapshot.state, own, device).eval()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potluck.core.types import Device
+from potluck.data.shard import Shares
 from potluck.engines.course import Played, Row
 
 
@@ -35,6 +36,34 @@ def accuracy_summary(by_device: Mapping[int, float], devices: Sequence[Device]) 
     }
 
 
+def own_parts(shares: Shares) -> dict[int, Tensor]:
+    """What each device's training data are made of: the share of each domain or, without domains, of each class."""
+    found = {}
+    for device, shard in enumerate(shares.train):
+        domains = shard.d
+        kinds = shard.y.clamp(min=0) if domains is None else domains
+        test = shares.test
+        size = test.classes if test.domains is None or domains is None else int(test.domains.max()) + 1
+        counts = torch.bincount(kinds, minlength=size).to(torch.float64)
+        found[device] = counts / counts.sum().clamp(min=1)
+    return found
+
+
+def ad_and_al(score: Mapping[str, Tensor], part: Tensor) -> tuple[float, float]:
+    """(AD, AL) of a model: its accuracy on all domains, each counting the same, and on the device's own.
+
+    Without domains AD is the pooled accuracy, and AL the recall of each class weighted by the device's label shares.
+    """
+    by_domain = bool(score["domain_total"].numel())
+    right, total = (score[f"domain_{kind}" if by_domain else kind] for kind in ("right", "total"))
+    there = total > 0
+    rates = right / total.clamp(min=1)
+    pooled = float(right.sum()) / max(1, int(total.sum()))
+    ad = float(rates[there].mean()) if by_domain and bool(there.any()) else pooled
+    weight = part * there if part.shape == there.shape else torch.zeros(1)
+    return ad, float((weight * rates).sum() / weight.sum()) if float(weight.sum()) > 0 else pooled
+
+
 def traffic(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Encoded bytes of the rounds' work by direction; evaluation stands apart."""
     found = {"setup": 0, "up": 0, "down": 0, "evaluate": 0}
@@ -50,8 +79,10 @@ def ledger_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in rows]
 
 
-def round_line(played: Played, devices: Sequence[Device], personal: bool, wall_seconds: float) -> dict[str, Any]:
-    """The line of a round."""
+def round_line(
+    played: Played, devices: Sequence[Device], personal: bool, wall_seconds: float, parts: Mapping[int, Tensor]
+) -> dict[str, Any]:
+    """The line of a round. ``parts`` say what each device's own data are made of (``own_parts``)."""
     snapshot, by_device = played.snapshot, accuracies(played.scores)
     ups = [row for row in played.rows if row.direction == "up" and row.verb != "evaluate"]
     line: dict[str, Any] = {
@@ -73,7 +104,7 @@ def round_line(played: Played, devices: Sequence[Device], personal: bool, wall_s
         line["accuracy"] = accuracy_summary(by_device, devices)
         if personal:
             line["accuracy"]["devices"] = {str(device): value for device, value in by_device.items()}
-        line["accuracy"] |= _by_domain(played)
+        line["accuracy"] |= _by_domain(played) | _ad_and_al(played, parts, personal)
     return line
 
 
@@ -84,6 +115,21 @@ def _by_domain(played: Played) -> dict[str, Any]:
         if score["domain_total"].numel()
     }
     return {"domains": found} if found else {}
+
+
+def _ad_and_al(played: Played, parts: Mapping[int, Tensor], personal: bool) -> dict[str, Any]:
+    """``ad`` and ``al``: means over devices and, of personal models, each device's."""
+    found = {device: ad_and_al(score, parts[device]) for device, score in played.scores.items() if device in parts}
+    told: dict[str, Any] = {}
+    for name, values in (
+        ("ad", {device: pair[0] for device, pair in found.items()}),
+        ("al", {device: pair[1] for device, pair in found.items()}),
+    ):
+        if values:
+            told[name] = {"mean": sum(values.values()) / len(values)}
+        if values and personal:
+            told[name]["devices"] = {str(device): value for device, value in values.items()}
+    return told
 
 
 def _by_tier(played: Played, devices: Sequence[Device]) -> dict[str, dict[str, float]]:

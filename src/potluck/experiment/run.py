@@ -137,12 +137,13 @@ def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listene
     before = store.read_manifest(folder.path)["facts"]
     start, peak = time.perf_counter(), 0
     devices, personal = course.fleet.devices, course.method.traits.personal
+    parts = record.own_parts(ready.shares)
     rules = StopRules.of(experiment.stop, devices, store.read_lines(folder.path / "rounds.jsonl"))
     last = snapshot.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
     with engine_of(experiment, ready.shares, folder.own.folder) as engine, tracker(experiment, folder.path) as track:
         for played in play(course, engine, snapshot, last, rules.enough):
             wall = before["wall_seconds"] + time.perf_counter() - start
-            line = record.round_line(played, devices, personal, wall)
+            line = record.round_line(played, devices, personal, wall, parts)
             rows = record.ledger_rows(played.rows)
             folder.checkpoint(played.snapshot, facts=_facts(ready, wall, rules.reason), line=line, rows=rows)
             snapshot = played.snapshot
@@ -166,6 +167,7 @@ def _finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: 
     lines, ledger = run.rounds, run.ledger
     last: dict[str, Any] = next((line for line in reversed(lines) if "accuracy" in line), {})
     accuracy = {key: last.get("accuracy", {}).get(key) for key in ("mean", "worst", "p10", "tiers")}
+    accuracy |= {key: last.get("accuracy", {}).get(key, {}).get("mean") for key in ("ad", "al")}
     summary = {
         "name": experiment.name,
         "method": experiment.method["name"],

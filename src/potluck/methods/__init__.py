@@ -7,7 +7,9 @@ from typing import Any
 from potluck.methods.fedavg import FedAvg
 from potluck.methods.feddeq import FedDEQ
 from potluck.methods.feddlr import FedDLR
+from potluck.methods.fedh2l import FedH2L
 from potluck.methods.fedhm import FedHM
+from potluck.methods.fedmd import FedMD
 from potluck.methods.fedode import FedODE
 from potluck.methods.fedprox import FedProx
 from potluck.methods.heterofl import HeteroFL
@@ -22,4 +24,6 @@ METHODS: dict[str, type[Any]] = {
     "feddlr": FedDLR,
     "fedode": FedODE,
     "feddeq": FedDEQ,
+    "fedmd": FedMD,
+    "fedh2l": FedH2L,
 }

@@ -41,6 +41,10 @@ class Traits:
 
     personal: bool = False
     """``model`` reads ``own`` and nothing of the state: such a model is evaluated on its device."""
+    peers: bool = False
+    """A Mesh: peers without a server."""
+    relayed: bool = False
+    """A Mesh behind a relay, seen as a Star: a device settles what the relay holds for it before it is evaluated."""
     kind: str = "any"
     """The kind of net it trains: any, ode or deq."""
     preset: str = ""
@@ -110,10 +114,22 @@ class Mesh(Protocol[Own, Up]):
         """Works alone, then says something to the others: (own state, post)."""
 
     def expect(self, own: Own, task: Task) -> Spec:
-        """What a post of another peer must look like."""
+        """What a post of another peer must look like: of the task, and of what is equal in all own states."""
 
     def absorb(self, own: Own, inbox: Mapping[int, Up], task: Task) -> Own:
         """Learns from the posts that arrived, by peer id."""
 
-    def model(self, own: Own, device: Device) -> nn.Module:
-        """What this peer would deploy."""
+    def pool(self, posts: Iterable[Up]) -> Mapping[str, Any] | None:
+        """What says as much as all these posts (one at least), for a relay; None where the posts are needed."""
+
+    def absorb_pool(self, own: Own, pool: Mapping[str, Any], mine: Up, task: Task) -> Own:
+        """Learns from a pool that holds one's own post, bitwise as from the others' posts."""
+
+    def model(self, own: Own | None, device: Device) -> nn.Module:
+        """What this peer would deploy; ``own`` is None before its first round."""
+
+
+def deployed(method: Any, state: Mapping[str, Any] | None, own: Any, device: Device) -> nn.Module:
+    """What a device would deploy, of a Star or a Mesh."""
+    net: nn.Module = method.model(own, device) if method.traits.peers else method.model(state, own, device)
+    return net

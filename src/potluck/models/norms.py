@@ -20,6 +20,13 @@ def without_running_statistics(net: nn.Module) -> nn.Module:
     return net
 
 
+def freeze_statistics(net: nn.Module) -> None:
+    """Puts each BatchNorm into evaluation mode: what follows leaves its running statistics alone."""
+    for layer in net.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.eval()
+
+
 def make_norm(kind: str, channels: int) -> nn.Module:
     """The normalisation of ``channels`` channels.
 

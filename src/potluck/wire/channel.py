@@ -105,6 +105,7 @@ class Channel:
             tree = _undo(tree, codec)
         expected = {} if spec is None else check.demand_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
         check.demand_finite(tree, expected)
+        check.demand_values(tree, expected)
         return tree, header
 
     def _expand(self, data: Buffer, header: Header, limit: int) -> bytearray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potluck.core import tree as trees
 from potluck.core.errors import WireError
-from potluck.core.spec import Array, OneOf, scalar_fault, shape_fault
+from potluck.core.spec import Array, OneOf, scalar_fault, shape_fault, value_fault
 from potluck.wire.frame import Entry
 
 MOST_NOTES, LONGEST_NOTE = 64, 120
@@ -82,6 +82,15 @@ def demand_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> 
         lenient = isinstance(leaf, Array) and not leaf.finite
         if not lenient and not trees.finite(value):
             raise WireError("holds NaN or infinity", tensor=path)
+
+
+def demand_values(tree: trees.Tree, leaves: Mapping[str, Any]) -> None:
+    """Raises WireError naming the first tensor whose entries or rows are beyond what its spec says."""
+    for path, value in trees.tensors(tree).items():
+        leaf = leaves.get(path)
+        fault = value_fault(leaf, value) if isinstance(leaf, Array) else None
+        if fault is not None:
+            raise WireError(fault, tensor=path)
 
 
 def demand_facts(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

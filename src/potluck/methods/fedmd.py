@@ -1,0 +1,192 @@
+"""FedMD: nets of any architecture agree on class scores of public samples.
+
+D. Li, J. Wang, *FedMD: Heterogenous Federated Learning via Model Distillation*, 2019, arXiv 1910.03581.
+
+    start     train on the public labelled set, then on own data
+    round t   f̃ = mean_k f_k(x), x in B_t;   digest: fit f_k to f̃ on B_t;   revisit: SGD on own data
+
+| symbol | name | meaning |
+|---|---|---|
+| f_k(x) | ``scores`` of a reply | class scores: logits, or posteriors |
+| f̃ | ``scores`` of the state | their mean |
+| B_t | ``ids`` | places in the public set, drawn anew each round and shipped |
+
+The two exchanges of a round are spread over two rounds: the server sends f̃ of B_{t-1} and the ids of B_t; a device
+digests B_{t-1}, revisits its own data and answers with its scores on B_t. Nothing is there to digest in round 1. A mean
+of logits is not a mean of posteriors, and logits differ in scale between nets: ``score_spread`` in the server's notes
+is the largest over the smallest deviation of a round's scores.
+
+*Departures*: ``scores = "posteriors"``, ``weighting = "samples"``, and ``"sharpen"`` (the mean of posteriors, then
+softmax(mean / 0.1), after DS-FL, arXiv 2008.06180) are variants. *Defaults*: mean absolute error as in the authors'
+code (our reading), 500 public samples a round, one digest epoch: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from potluck.core import meter
+from potluck.core.errors import ConfigError
+from potluck.core.spec import Array, Number, Spec
+from potluck.core.tree import WeightedMean
+from potluck.core.types import Desk, Device, NetChoice, Reply, Setup, Shard, Task
+from potluck.methods.protocol import Traits
+from potluck.models import posteriors
+from potluck.models.fit import Fit
+from potluck.models.nets import Nets, load, weights_of
+from potluck.models.seed_set import numbered
+
+MOST_SAMPLES = 2**40
+SHARPENING = 0.1
+"""The temperature of DS-FL's entropy reduction."""
+
+
+class State(TypedDict):
+    """On the server: f̃ of the last round, and of which samples; both empty before the first."""
+
+    scores: Tensor
+    ids: Tensor
+
+
+class Down(TypedDict):
+    """On the way down: f̃ of B_{t-1}, its ids, and the ids of B_t."""
+
+    scores: Tensor
+    ids: Tensor
+    asked: Tensor
+
+
+class Own(TypedDict):
+    """What stays on the device."""
+
+    weights: dict[str, Tensor]
+
+
+class Up(TypedDict):
+    """On the way up: scores on B_t, (S, C)."""
+
+    scores: Tensor
+    samples: int
+
+
+def absolute(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
+    """Mean absolute error of scores; of the softmax where the targets are posteriors."""
+    return F.l1_loss(z_BC if are_logits else z_BC.softmax(dim=1), target_BC)
+
+
+def squared(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
+    """Mean squared error, likewise."""
+    return F.mse_loss(z_BC if are_logits else z_BC.softmax(dim=1), target_BC)
+
+
+def divergence(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
+    """KL(target ‖ softmax z), summed over classes and averaged over samples (not over classes as well)."""
+    target_BC = target_BC.softmax(dim=1) if are_logits else target_BC
+    return F.kl_div(z_BC.log_softmax(dim=1), target_BC, reduction="batchmean")
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"mae": absolute, "mse": squared, "kl": divergence}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedMD:
+    """nets of any architecture, class scores on public samples"""
+
+    net: Nets
+    fit: Fit
+    models: Annotated[Mapping[str, str] | None, NetChoice()] = None
+    public_batch: Annotated[int, Ge(0)] = 500
+    digest_epochs: Annotated[int, Ge(0)] = 1
+    digest_loss: Literal["mae", "mse", "kl"] = "mae"
+    scores: Literal["logits", "posteriors"] = "logits"
+    weighting: Literal["uniform", "samples", "sharpen"] = "uniform"
+
+    traits: ClassVar[Traits] = Traits(personal=True)
+
+    def check(self, setup: Setup) -> Sequence[str]:
+        if not setup.public_samples:
+            raise ConfigError("fedmd needs a shared labelled set: set [data] public, e.g. 0.05")
+        if self.weighting == "sharpen" and self.scores == "logits":
+            raise ConfigError('method.weighting = "sharpen" works on posteriors: set method.scores = "posteriors"')
+        return ()
+
+    def start(self, desk: Desk) -> State:
+        return {"scores": torch.zeros(0, self.net.classes), "ids": torch.zeros(0, dtype=torch.int32)}
+
+    def cast(self, state: State, device: Device, desk: Desk) -> Down:
+        return {"scores": state["scores"], "ids": state["ids"], "asked": self._asked(desk)}
+
+    def _asked(self, desk: Desk) -> Tensor:
+        """B_t: places in the public set, ascending."""
+        assert desk.public is not None, "checked before the run"
+        count = len(desk.public)
+        drawn = torch.randperm(count, generator=desk.rng("public"))[: self.public_batch or count]
+        ids: Tensor = desk.once("asked", lambda: drawn.sort().values.to(torch.int32))
+        return ids
+
+    def train(self, own: Own | None, down: Down, task: Task) -> tuple[Own, Up]:
+        tier, public = task.device.tier, task.public
+        assert public is not None, "checked before the run"
+        if own is None:
+            net = self.net.loaded(tier, weights_of(self.net(tier)))
+            self.fit.train(net, task, data=public, purpose="warm start")
+        else:
+            net = self.net.loaded(tier, own["weights"])
+        if len(down["ids"]) and self.digest_epochs:
+            self._digest(net, public.take(down["ids"].to(torch.int64)), down["scores"], task)
+        trained = self.fit.train(net, task)
+        z_SC = posteriors.logits(net, public.take(down["asked"].to(torch.int64)), self.fit.device)
+        meter.note("score_deviation", float(z_SC.std()) if z_SC.numel() > 1 else 0.0)
+        found = z_SC if self.scores == "logits" else z_SC.softmax(dim=1)
+        return {"weights": weights_of(net)}, {"scores": found, "samples": trained.samples}
+
+    def _digest(self, net: nn.Module, batch: Shard, scores_SC: Tensor, task: Task) -> None:
+        """Fits the net to f̃. The samples are not augmented: f̃ is of the samples as they are."""
+        target_SC, loss, are_logits = scores_SC.to(self.fit.device), LOSSES[self.digest_loss], self.scores == "logits"
+
+        def objective(net: nn.Module, x: Tensor, place: Tensor) -> Tensor:
+            return loss(net(x).float(), target_SC[place], are_logits)
+
+        plain = replace(self.fit, augment="none")
+        data, epochs = numbered(batch), self.digest_epochs
+        fitted = plain.train(net, task, objective=objective, data=data, epochs=epochs, purpose="digest")
+        meter.note("digest_loss", fitted.loss)
+
+    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
+        shape = (len(self._asked(desk)), self.net.classes)
+        low, high = (-math.inf, math.inf) if self.scores == "logits" else (0.0, 1.0)
+        return {
+            "scores": Array(dtype=torch.float32, shape=shape, low=low, high=high),
+            "samples": Number(kind=int, low=1, high=MOST_SAMPLES),
+        }
+
+    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+        mean, deviations = WeightedMean(), []
+        for reply in replies:
+            scores = reply.up["scores"]
+            deviations.append(float(scores.std()) if scores.numel() > 1 else 0.0)
+            mean.add({"scores": scores}, float(reply.up["samples"]) if self.weighting == "samples" else 1.0)
+        if not mean:
+            return state
+        meter.note("score_spread", max(deviations) / max(min(deviations), 1e-12))
+        found: Tensor = mean.result()["scores"]
+        if self.weighting == "sharpen":
+            found = (found / SHARPENING).softmax(dim=1)
+        return {"scores": found, "ids": self._asked(desk)}
+
+    def model(self, state: State | None, own: Own | None, device: Device) -> nn.Module:
+        net = self.net(device.tier)
+        if own is not None:
+            load(net, own["weights"])
+        return net
+
+    def variant(self, device: Device) -> Hashable:
+        return device.id

@@ -1,0 +1,74 @@
+"""A world small enough to compute by hand: rows of features, two tiny nets, local training with known settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potluck.core.types import Device, Shard, Task
+from potluck.methods.fedh2l import FedH2L
+from potluck.models.fit import Fit, cross_entropy
+from potluck.models.nets import Nets
+
+CLASSES = 3
+
+
+def device(number: int = 0, tier: str = "phone") -> Device:
+    rates = {"flops_per_s": 1.0, "uplink_bytes_per_s": 1.0, "downlink_bytes_per_s": 1.0, "latency_s": 0.0}
+    return Device(id=number, tier=tier, memory_bytes=1, **rates)
+
+
+def fit(**changed: Any) -> Fit:
+    plain: dict[str, Any] = {
+        "optimiser": "sgd",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "epochs": {"phone": 2},
+        "batch_size": 8,
+        "schedule": "none",
+        "milestones": (),
+        "gamma": 0.1,
+        "schedule_rounds": 1,
+        "clip_norm": 0.0,
+        "channels_last": False,
+        "bf16": False,
+        "augment": "none",
+    }
+    return Fit(loss=cross_entropy, **{**plain, **changed})
+
+
+def shard(images: Tensor, labels: Tensor) -> Shard:
+    index = torch.arange(len(images))
+    return Shard(
+        images=images, labels=labels, index=index, mean=torch.zeros(1), deviation=torch.ones(1), classes=CLASSES
+    )
+
+
+def rows(count: int, seed: int = 1) -> Shard:
+    rng = torch.Generator().manual_seed(seed)
+    return shard(torch.randn(count, 5, generator=rng), torch.randint(0, CLASSES, (count,), generator=rng))
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, CLASSES))
+
+
+def nets(make: Any = small_net) -> Nets:
+    return Nets({"phone": make}, shape=(5,), classes=CLASSES, seed=0)
+
+
+def task(round: int = 1, number: int = 0, data: Shard | None = None, public: Shard | None = None) -> Task:
+    return Task(
+        round=round,
+        device=device(number),
+        data=rows(24) if data is None else data,
+        public=rows(20, seed=2) if public is None else public,
+        seed=0,
+    )
+
+
+def fedh2l(settings: Fit | None = None, make: Any = small_net, **options: Any) -> FedH2L:
+    return FedH2L(net=nets(make), fit=fit() if settings is None else settings, **options)
