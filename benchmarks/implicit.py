@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,19 @@ def _print_cross(found: dict[str, list[Run]]) -> None:
             print(f"\n| trained ({kind}) | {' | '.join(f'at {depth}' for depth in depths)} |")
             print(f"|---|{'---|' * len(depths)}")
         for row, done in rows.items():
-            cells = [_spread([_accuracy(one, depth) for one in done]) for depth in depths]
-            print(f"| {row} | {' | '.join(cells)} |")
+            found_by_run = [_accuracies(one, depths) for one in done]
+            print(f"| {row} | {' | '.join(_spread(list(cell)) for cell in zip(*found_by_run, strict=True))} |")
 
 
-def _accuracy(found: Run, depth: int) -> float:
-    ready = runs.prepare(found.experiment)
-    method = dataclasses.replace(ready.course.method, steps=_depths(depth, depth, depth))
-    net = method.model(store.read_snapshot(found.path).state, None, ready.course.fleet.devices[0])
-    score = evaluate(net, ready.shares.test)
-    return float(score.right.sum() / score.total.sum())
+def _accuracies(found: Run, depths: Sequence[int]) -> list[float]:
+    ready, state = runs.prepare(found.experiment), store.read_snapshot(found.path).state
+    device, method = ready.course.fleet.devices[0], ready.course.method
+    accuracies = []
+    for depth in depths:
+        net = dataclasses.replace(method, steps=_depths(depth, depth, depth)).model(state, None, device)
+        score = evaluate(net, ready.shares.test)
+        accuracies.append(float(score.right.sum() / score.total.sum()))
+    return accuracies
 
 
 def _spread(values: list[float]) -> str:
