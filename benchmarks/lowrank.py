@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from potluck.experiment import build, store
 from potluck.experiment import run as runs
@@ -28,6 +29,7 @@ from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
 from potluck.models.fit import evaluate
 from potluck.models.keep_full import factorisable, ranks_by_factor
+from potluck.models.lowrank import compact
 from potluck.models.matrix import to_matrix
 from potluck.models.nets import load
 from potluck.models.zoo import count_parameters
@@ -165,30 +167,35 @@ def spectrum(out: Path) -> None:
 
 
 def inference(place: Path) -> None:
-    """Prints accuracy and milliseconds of the deployed net and of the full one, calls interleaved."""
+    """Prints, for the full weights of a FedDLR run and for compact nets of less and less energy: accuracy and speed."""
     found = Run.load(place)
     shares = build.make_shares(found.experiment)
-    compact = found.model("phone")
-    state, nets = (
-        store.read_snapshot(place).state,
-        build.make_nets(found.experiment, shares.test.shape, shares.test.classes),
-    )
-    full = nets("phone").eval()
+    state, shape, classes = store.read_snapshot(place).state, shares.test.shape, shares.test.classes
+    full = build.make_nets(found.experiment, shape, classes)("phone").eval()
     load(full, {name: node["dense"] for name, node in state["weights"].items()})
-    for name, net in (("full", full), ("compact", compact)):
-        score = evaluate(net, shares.test)
-        print(f"{name}: {count_parameters(net):,} parameters, {float(score.right.sum()) / len(shares.test):.2%} right")
     torch.set_num_threads(1)
-    for batch in (1, 64):
-        x_B, seconds = shares.test.take(torch.arange(batch)).x, {"full": [], "compact": []}
-        with torch.inference_mode():
-            for _ in range(60):
-                for name, net in (("full", full), ("compact", compact)):
-                    start = time.perf_counter()
-                    net(x_B)
-                    seconds[name].append(time.perf_counter() - start)
-        whole, small = (statistics.median(seconds[name]) * 1e3 for name in ("full", "compact"))
-        print(f"batch {batch}: {whole:.3f} ms -> {small:.3f} ms, {whole / small:.2f} times as fast")
+    print("| energy | parameters | accuracy | ms at batch 1 | ms at batch 64 | times as fast |")
+    print("|---|---|---|---|---|---|")
+    for energy in (1.0, 0.999, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+        net = compact(full, energy).eval() if energy < 1 else full
+        score = evaluate(net, shares.test)
+        right = float(score.right.sum()) / len(shares.test)
+        times = [interleaved(full, net, shares.test.take(torch.arange(batch)).x) for batch in (1, 64)]
+        faster = ", ".join(f"{whole / small:.2f}" for whole, small in times)
+        figures = " | ".join(f"{small:.2f}" for _, small in times)
+        print(f"| {energy:g} | {count_parameters(net):,} | {right:.2%} | {figures} | {faster} |")
+
+
+def interleaved(full: nn.Module, small: nn.Module, x_B: Tensor) -> tuple[float, float]:
+    """Median milliseconds of both nets, 30 calls each, in turns."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for _ in range(30):
+            for net, kept in zip((full, small), seconds, strict=True):
+                start = time.perf_counter()
+                net(x_B)
+                kept.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]) * 1e3, statistics.median(seconds[1]) * 1e3
 
 
 def main() -> None:
