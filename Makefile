@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test check format bench setup clean
+.PHONY: demo test test-fleet check format bench setup clean
 
 setup: $(READY)
 
@@ -22,6 +22,9 @@ demo: $(READY)  ## twelve unequal devices train on real data: three methods, one
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+test-fleet: $(READY)  ## peers in processes of their own, over sockets
+	$(BIN)/python -m pytest -q -m fleet
 
 check: $(READY)  ## lint, format, types, architecture
 	$(BIN)/ruff check .

@@ -18,10 +18,10 @@ settings.load_profile("potluck")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of real data are deselected where POTLUCK_DATA does not name their folder."""
-    if os.environ.get("POTLUCK_DATA"):
-        return
-    kept = [item for item in items if item.get_closest_marker("data") is None]
+    """Tests of real data need POTLUCK_DATA, the folder of them; those of real processes are asked for by -m fleet."""
+    left_out = set() if os.environ.get("POTLUCK_DATA") else {"data"}
+    left_out |= set() if "fleet" in config.getoption("markexpr") else {"fleet"}
+    kept = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 

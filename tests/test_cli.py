@@ -247,7 +247,19 @@ def test_version_and_help(potluck: Potluck) -> None:
     code, out, _ = potluck("--version")
     assert code == 0
     assert re.match(r"potluck \d+\.\d+\.\d+", out)
-    for command in ("run", "resume", "compare", "report", "export", "split", "methods", "sources", "models"):
+    for command in (
+        "run",
+        "resume",
+        "compare",
+        "report",
+        "export",
+        "split",
+        "peer",
+        "certificates",
+        "methods",
+        "sources",
+        "models",
+    ):
         code, out, _ = potluck(command, "--help")
         assert code == 0
         assert f"Example: potluck {command}" in out

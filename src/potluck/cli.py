@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from potluck import __version__
-from potluck.core.errors import ConfigError, MissingExtraError, PotluckError
+from potluck import __version__, cli_fleet
+from potluck.attend import attended, interrupted, report_on, silence
+from potluck.cli_fleet import File, Overrides, Quiet
+from potluck.core.errors import ConfigError, PotluckError
 from potluck.display import Progress, err, out, show_list, show_summaries
 
 app = typer.Typer(
@@ -24,11 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WRONG_INPUT, INTERRUPTED = 2, 130
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table: only the run folder's path.")]
+WRONG_INPUT = 2
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")]
-File = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="The experiment file.")]
 
 
 @app.command()
@@ -47,7 +46,7 @@ def run(
 
     loaded = Experiment.load(experiment, overrides or ())
     place = folder or runs.default_folder(loaded)
-    _attended(lambda listener: runs.run(loaded, place, listener), place, quiet)
+    attended(lambda listener: runs.run(loaded, place, listener), place, quiet)
 
 
 @app.command()
@@ -66,7 +65,7 @@ def resume(
     if not quiet:
         done, wanted = store.read_manifest(folder)["round"], store.read_experiment(folder).rounds + rounds
         out.print(f"{done} rounds done, {wanted - done} more, {wanted} in all")
-    _attended(lambda listener: runs.resume(folder, rounds, listener), folder, quiet)
+    attended(lambda listener: runs.resume(folder, rounds, listener), folder, quiet)
 
 
 @app.command()
@@ -95,7 +94,7 @@ def compare(
         for progress in shown:
             progress.ends()
         shown[:] = [Progress(f"{number + 1}/{len(wanted)} {variant.name}")]
-        return shown[0] if not quiet else _silence()
+        return shown[0] if not quiet else silence()
 
     outcomes: list[comparing.Outcome] = []
     try:
@@ -105,7 +104,7 @@ def compare(
                 if text:
                     err.print(f"[yellow]{outcome.path.name}:[/] {escape(text)}")
     except KeyboardInterrupt:
-        raise SystemExit(_interrupted("the same command goes on where this one stopped")) from None
+        raise SystemExit(interrupted("the same command goes on where this one stopped")) from None
     finally:
         for progress in shown:
             progress.ends()
@@ -162,6 +161,10 @@ def split(
     out.print(f"{len(manifest['shares'])} files in {folder}", soft_wrap=True)
 
 
+app.command()(cli_fleet.peer)
+app.command()(cli_fleet.certificates)
+
+
 @app.command()
 def methods() -> None:
     """Lists the methods, a line each.
@@ -195,29 +198,6 @@ def models() -> None:
     show_list(describe())
 
 
-def _attended(work: Callable[[Any], Any], folder: Path, quiet: bool) -> None:
-    """Runs ``work`` with a progress display, then shows the table."""
-    progress = Progress()
-    try:
-        done = work(_silence() if quiet else progress)
-    except KeyboardInterrupt:
-        raise SystemExit(_interrupted(f"go on with: potluck resume {folder}")) from None
-    finally:
-        progress.ends()
-    if quiet:
-        out.print(str(folder), soft_wrap=True)
-        return
-    show_summaries([("", done.summary)])
-    _report([folder], folder / "report.html")
-    out.print(f"run folder  {folder}", soft_wrap=True)
-
-
-def _silence() -> Any:
-    from potluck.experiment.run import SILENCE
-
-    return SILENCE
-
-
 def _comparison(outcomes: Sequence[Any], place: Path) -> None:
     from potluck.experiment.loaded import Run
 
@@ -229,17 +209,7 @@ def _comparison(outcomes: Sequence[Any], place: Path) -> None:
         else:
             out.print(f"run folder  {outcome.path}")
     if sound:
-        _report([outcome.path for outcome in sound], place / "report.html")
-
-
-def _report(folders: Sequence[Path], page: Path) -> None:
-    """Writes the report, where what it needs is installed."""
-    from potluck.report import write_report
-
-    try:
-        out.print(f"report      {write_report(folders, page)}", soft_wrap=True)
-    except MissingExtraError as error:
-        err.print(f"[yellow]no report:[/] {escape(str(error))}", soft_wrap=True)
+        report_on([outcome.path for outcome in sound], place / "report.html")
 
 
 def _names(text: str) -> list[str]:
@@ -251,11 +221,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in _names(text)] or [0]
     except ValueError:
         raise ConfigError(f"--seeds {text}: expected whole numbers joined by commas, such as 0,1,2") from None
-
-
-def _interrupted(remedy: str) -> int:
-    err.print(f"interrupted; the last checkpoint is whole. {remedy[:1].upper()}{remedy[1:]}", soft_wrap=True)
-    return INTERRUPTED
 
 
 def _version(value: bool) -> None:

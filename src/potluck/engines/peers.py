@@ -116,9 +116,14 @@ def _posts(course: Course, engine: Engine, before: Snapshot, played: Played, coh
 
 def _absorb_orders(before: Snapshot, posts: Mapping[int, Post], number: int) -> Iterator[Order]:
     for peer, post in posts.items():
-        inbox = {str(other): _bytes(found.frame) for other, found in posts.items() if other != peer}
-        ack = before.acks.get(peer, 0)
-        yield Order(device=post.device, round=number, verb="absorb", frame=frame.encode({"inbox": inbox}), ack=ack)
+        inbox = {other: found.frame for other, found in posts.items() if other != peer}
+        yield absorb_order(post.device, number, before.acks.get(peer, 0), inbox)
+
+
+def absorb_order(device: Device, round: int, ack: int, inbox: Mapping[int, Buffer]) -> Order:
+    """The order to absorb these posts, frame by frame."""
+    made = frame.encode({"inbox": {str(peer): _bytes(data) for peer, data in inbox.items()}})
+    return Order(device=device, round=round, verb="absorb", frame=made, ack=ack)
 
 
 def _bytes(data: Buffer) -> torch.Tensor:

@@ -153,12 +153,19 @@ class Track(Section):
 class EngineSection(Section):
     """``[engine]``: where devices run. Nothing here changes a result, but for ``threads`` and ``device``."""
 
-    kind: Literal["inprocess", "pool"] = "pool"
+    kind: Literal["inprocess", "pool", "mesh"] = "pool"
     workers: Count | Literal["auto"] = "auto"
     threads: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     relay: bool = False
     """A method among peers runs through a relay: other bytes, the same state."""
+    deadline_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    """Seconds that a peer of a mesh waits for the others' posts; 0: that of ``[fleet]``."""
+    min_peers: Natural = 1
+    join_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 120.0
+    linger_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Seconds that a peer of a mesh stays after its last round, for the others to finish."""
+    max_frame_mb: Annotated[int, Field(ge=1, le=1024)] = 64
 
 
 class Experiment(Section):

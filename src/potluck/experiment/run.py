@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from potluck.core.errors import RunFolderError
+from potluck.core.errors import ConfigError, RunFolderError
 from potluck.data.shard import Shares
 from potluck.engines.course import Course, Snapshot
 from potluck.engines.inprocess import InProcess, torch_threads
@@ -84,7 +84,7 @@ def run(experiment: Experiment, out: str | Path | None = None, listener: Listene
         first = begin(ready.course)
         demand_deadline(ready.experiment, ready.course, ready.shares, first)
         with store.RunFolder.create(path, ready.experiment) as folder:
-            folder.checkpoint(first, facts=_facts(ready, 0.0), line=None, rows=())
+            folder.checkpoint(first, facts=facts_of(ready, 0.0), line=None, rows=())
             return _go_on(ready, folder, first, listener)
 
 
@@ -120,7 +120,8 @@ def _demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
         )
 
 
-def _facts(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[str, Any]:
+def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[str, Any]:
+    """What a checkpoint says beside the snapshot."""
     test = ready.shares.test
     return {
         "config": config_digest(ready.experiment),
@@ -145,16 +146,16 @@ def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listene
             wall = before["wall_seconds"] + time.perf_counter() - start
             line = record.round_line(played, devices, personal, wall, parts)
             rows = record.ledger_rows(played.rows)
-            folder.checkpoint(played.snapshot, facts=_facts(ready, wall, rules.reason), line=line, rows=rows)
+            folder.checkpoint(played.snapshot, facts=facts_of(ready, wall, rules.reason), line=line, rows=rows)
             snapshot = played.snapshot
             track(line)
             listener.round_done(line)
         peak = peak_rss_bytes() + (engine.peak_rss_bytes if isinstance(engine, Pool) else 0)
-    _finish(ready, folder, snapshot, peak)
+    finish(ready, folder, snapshot, peak)
     return Run.load(folder.path)
 
 
-def _finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: int) -> None:
+def finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: int) -> None:
     """Writes what each tier deploys, and the summary."""
     experiment, course = ready.experiment, ready.course
     run = Run.load(folder.path)
@@ -189,6 +190,8 @@ def _finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: 
 @contextmanager
 def engine_of(experiment: Experiment, shares: Shares, own: Path) -> Iterator[Engine]:
     """The engine of ``[engine]``, running."""
+    if experiment.engine.kind == "mesh":
+        raise ConfigError('engine.kind = "mesh": each peer runs the same file with potluck peer; here choose "pool"')
     if experiment.engine.kind == "inprocess":
         yield InProcess(side=build.make_side(experiment, shares, own))
         return
