@@ -33,11 +33,18 @@ def peer_name(peer: int) -> str:
 
 
 def write_certificates(
-    folder: Path, devices: int, hosts: Mapping[int, Sequence[str]], *, server: Sequence[str] = HERE, days: int = DAYS
+    folder: Path,
+    devices: int,
+    hosts: Mapping[int, Sequence[str]],
+    *,
+    server: Sequence[str] = HERE,
+    days: int = DAYS,
+    authority_from: Path | None = None,
 ) -> list[Path]:
     """Writes ca, server and peer-0 to peer-(N - 1), each as .pem and .key; the paths. The folder must be empty or new.
 
-    ``hosts`` are each peer's names and addresses. Raises ConfigError.
+    ``hosts`` are each peer's names and addresses; ``authority_from`` is a folder whose CA signs, instead of a new one.
+    Raises ConfigError.
     """
     if devices < 1:
         raise ConfigError(f"--devices {devices}: expected at least one")
@@ -47,8 +54,7 @@ def write_certificates(
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder; keys are never overwritten")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authority = ec.generate_private_key(ec.SECP256R1())
-    own = _certificate("potluck CA", (), authority, "potluck CA", authority, days, is_authority=True)
+    own, authority = _authority() if authority_from is None else _read(authority_from)
     written = _write(folder, "ca", own, authority)
     names = {"server": server} | {peer_name(peer): hosts.get(peer, HERE) for peer in range(devices)}
     for name, found in names.items():
@@ -89,6 +95,17 @@ def demand_private(key: Path) -> None:
         raise ConfigError(f"--key {key}: readable by others; chmod 600 {key}")
 
 
+def _authority() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return _certificate("potluck CA", (), key, "potluck CA", key, DAYS, is_authority=True), key
+
+
+def _read(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "written here"
+    return x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes()), key
+
+
 def _certificate(
     name: str,
     hosts: Sequence[str],
@@ -108,7 +125,7 @@ def _certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(now + datetime.timedelta(days=DAYS if is_authority else days))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
