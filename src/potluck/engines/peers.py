@@ -43,11 +43,10 @@ def peers_round(course: Course, engine: Engine, before: Snapshot) -> Played:
     start = time.perf_counter()
     posts = _posts(course, engine, before, played, cohort)
     played.spent("post", time.perf_counter() - start)
-    complete = len(posts) == len([row for row in played.rows if row.status in ("ok", "rejected")])
-    deadline_s = course.fleet.deadline_s
-    gathered_s = max((post.seconds for post in posts.values()), default=0.0) if complete else deadline_s
+    missing = any(row.status in ("late", "lost") for row in played.rows)
+    gathered_s = max((post.seconds for post in posts.values()), default=0.0)
+    gathered_s = played.seconds = course.fleet.deadline_s if missing else gathered_s
     start = time.perf_counter()
-    played.seconds = deadline_s if any(row.status in ("late", "lost") for row in played.rows) else gathered_s
     acks, own = dict(before.acks), dict(before.own)
     for delivery in engine.exchange(_absorb_orders(before, posts, number), None):
         digest = _absorbed(course, played, posts, delivery, gathered_s)
