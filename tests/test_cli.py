@@ -276,7 +276,7 @@ def test_compare_runs_what_is_missing_and_names_what_fails(potluck: Potluck, fil
         "local-1",
     ]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "both").rglob("summary.json")}
-    code, out, _ = potluck(*words)
+    code, _, _ = potluck(*words)
     assert code == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     code, _, told = potluck(*words, "--set", "train.lr=0.1")
