@@ -267,7 +267,7 @@ def test_version_and_help(potluck: Potluck) -> None:
 
 def test_compare_runs_what_is_missing_and_names_what_fails(potluck: Potluck, file: str, tmp_path: Path) -> None:
     words = ("compare", file, "--methods", "local,fedavg", "--seeds", "0,1", "--out", "both")
-    code, out, _ = potluck(*words)
+    code, _, _ = potluck(*words)
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "both").iterdir() if path.is_dir()) == [
         "fedavg-0",
