@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 
+from potluck.core.errors import RunFolderError
 from potluck.engines.certificates import write_certificates
+from potluck.experiment import run
 
 pytestmark = pytest.mark.fleet
 
@@ -37,6 +39,8 @@ def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]
         assert {row["status"] for row in rows} == {"ok"}
         assert {row["tensor_bytes"] for row in rows} == {(PEERS - 1) * 20 * 10 * 2}
         assert world.lines(peer, "rounds")[-1]["accuracy"]["devices"].keys() == {str(peer)}
+    with pytest.raises(RunFolderError, match="of one peer of a mesh"):
+        run.resume(world.out(0))
 
 
 def test_a_peer_that_is_killed_costs_only_itself(make_world: MakeWorld) -> None:

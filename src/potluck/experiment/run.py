@@ -97,6 +97,8 @@ def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) 
     """Goes on after a crash, or for ``more_rounds`` more: bitwise what an unbroken run would have done."""
     path = Path(out)
     experiment, manifest = store.read_experiment(path), store.read_manifest(path)
+    if "peer" in manifest["facts"]:
+        raise RunFolderError(f"{path} is of one peer of a mesh: the potluck peer command that began it goes on with it")
     if more_rounds:  # asked for in so many words: no rule stops them
         base = manifest["round"] if manifest["facts"]["stopped"] else experiment.rounds
         experiment = experiment.model_copy(update={"rounds": base + more_rounds, "stop": Stop()})
