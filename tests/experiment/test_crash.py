@@ -163,6 +163,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(small: MakeExperiment
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background inherits that SIGINT is ignored; nothing but this call runs before the exec.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     wait_for_round(process, folder, after=0)  # type: ignore[arg-type]
     os.killpg(process.pid, signal.SIGINT)
