@@ -29,6 +29,7 @@ from potluck.models.fit import evaluate
 TIERS = ("phone", "tablet", "laptop")
 DEPTHS = {"ode": (1, 2, 4, 8, 16), "deq": (1, 2, 4, 8, 12, 16, 32)}
 ODE, DEQ, RESNET = "odenet-cifar-like", "deq-xs-like", "resnet20"
+RESNETS = (8, 20, 32, 44, 56)
 
 
 def _depths(*counts: int) -> dict[str, int]:
@@ -76,7 +77,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "fuse-iterations": {**_deq(1, 2, 12, fusion="iterations"), **HELD},
     "fuse-residual": {**_deq(1, 2, 12, fusion="residual"), **HELD},
     "fuse-calibrated": {**_deq(1, 2, 12, fusion="calibrated"), **HELD},
-    "resnet20": {"model": {"name": RESNET}, "method": {"name": "fedavg"}},
+    **{f"resnet{depth}": {"model": {"name": f"resnet{depth}"}, "method": {"name": "fedavg"}} for depth in RESNETS},
     "resnet20-local": {"model": {"name": RESNET}, "method": {"name": "local"}},
 }
 
