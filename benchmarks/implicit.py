@@ -51,6 +51,7 @@ def _local(kind: str, *counts: int) -> dict[str, Any]:
 
 HELD = {"data": {"server_samples": 200}}
 """The rows of fusion rules: all of them set the server's samples aside, so that their devices hold the same data."""
+INT8 = {"wire": {"up": ["int8", "zstd"], "down": ["int8", "zstd"]}}
 ROWS: dict[str, dict[str, Any]] = {
     "ode": _ode(2, 4, 8),
     "ode-2": _ode(2, 2, 2),
@@ -78,6 +79,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "fuse-residual": {**_deq(1, 2, 12, fusion="residual"), **HELD},
     "fuse-calibrated": {**_deq(1, 2, 12, fusion="calibrated"), **HELD},
     **{f"resnet{depth}": {"model": {"name": f"resnet{depth}"}, "method": {"name": "fedavg"}} for depth in RESNETS},
+    "deq-int8": {**_deq(4, 8, 16), **INT8},
+    "ode-int8": {**_ode(2, 4, 8), **INT8},
+    "resnet20-int8": {"model": {"name": RESNET}, "method": {"name": "fedavg"}, **INT8},
     "resnet20-local": {"model": {"name": RESNET}, "method": {"name": "local"}},
 }
 
