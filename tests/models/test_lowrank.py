@@ -331,3 +331,11 @@ def test_energy_and_flatten_reach_the_compact_form() -> None:
     squared, plain = compact(net, 0.3), compact(net, 0.3, "plain")
     assert low_rank_layers(squared)["dense1"].v.shape[0] < low_rank_layers(plain)["dense1"].v.shape[0]
     assert low_rank_layers(compact(net, 0.3, flatten="ok_ik"))["conv2"].v.shape[1] == 32 * 5
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "cnn-2m", "resnet8", "odenet-cifar-like", "odenet-34-lite-like"])
+def test_nets_of_the_zoo_run_in_low_rank_form(name: str) -> None:
+    net = make(name, (3, 16, 16), 10, "none" if name in ("mlp", "lenet", "cnn-2m") else "group")
+    ranks = ranks_by_factor(factorisable(net), 4)
+    assert ranks
+    assert factorise(net, ranks)(torch.randn(2, 3, 16, 16)).shape == (2, 10)

@@ -31,6 +31,7 @@ class LowRankLinear(nn.Module):
         nn.Module.__init__(self)
         self.flatten: Flatten = flatten
         self.shape = tuple(full.weight.shape)
+        self.in_features, self.out_features = full.in_features, full.out_features  # for nets that read them
         self.u = nn.Parameter(full.weight.new_zeros(self.shape[0], rank))
         self.v = nn.Parameter(full.weight.new_zeros(rank, self.shape[1]))
         self.bias = full.bias
@@ -51,6 +52,7 @@ class LowRankConv2d(nn.Module):
         rows, columns = matrix_shape(full.weight.shape, flatten)
         self.flatten: Flatten = flatten
         self.shape = tuple(full.weight.shape)
+        self.in_channels, self.out_channels = full.in_channels, full.out_channels  # for nets that read them
         self.stride = _pair(full.stride)
         self.padding = full.padding if isinstance(full.padding, str) else _pair(full.padding)
         self.dilation = _pair(full.dilation)
