@@ -31,6 +31,8 @@ class Course:
     test_samples: int
     shares: bool
     """Whether the metric of a sample lies in [0, 1], as accuracy does."""
+    depths: Mapping[str, int]
+    """What ``[model] steps`` says of each tier: it makes models of equal variants unlike."""
     evaluate_every: int
     evaluate_samples: int
 

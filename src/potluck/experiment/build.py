@@ -128,7 +128,8 @@ def make_nets(experiment: Experiment, shape: tuple[int, ...], classes: int) -> N
             chosen = options[option]
     makers: dict[str, Callable[[], nn.Module]] = {}
     for tier in experiment.fleet.tier:
-        makers[tier.name] = partial(zoo.make, chosen.get(tier.name, model.name), shape, classes, model.norm)
+        name, steps = chosen.get(tier.name, model.name), depth(experiment, tier.name)
+        makers[tier.name] = partial(zoo.make_at_depth, name, shape, classes, model.norm, steps)
     return Nets(
         makers,
         shape=shape,
@@ -138,6 +139,12 @@ def make_nets(experiment: Experiment, shape: tuple[int, ...], classes: int) -> N
         channels_last=experiment.train.channels_last,
         initial=_initial(model.init) if model.init else None,
     )
+
+
+def depth(experiment: Experiment, tier: str) -> int:
+    """What ``[model] steps`` says for a tier; 0: the net's own depth."""
+    steps = experiment.model.steps
+    return steps[tier] if isinstance(steps, dict) else steps
 
 
 def _initial(path: str) -> Weights:
@@ -225,6 +232,7 @@ def make_course(experiment: Experiment, shares: Shares, method: Any) -> Course:
         domains=0 if test.domains is None else int(test.domains.max()) + 1,
         test_samples=len(test),
         shares=experiment.evaluate.metric in BUILT_IN,
+        depths={tier.name: depth(experiment, tier.name) for tier in experiment.fleet.tier},
         evaluate_every=experiment.evaluate.every,
         evaluate_samples=experiment.evaluate.samples,
     )
@@ -240,6 +248,9 @@ def check(experiment: Experiment, shares: Shares, given: Mapping[str, Any]) -> l
         raise ConfigError(
             f'data.augment = "{experiment.data.augment}": needs images, the samples are rows of {shape[0]}'
         )
+    name = method_name(experiment)
+    if experiment.model.steps and METHODS[name].traits.kind != "any":
+        raise ConfigError(f"model.steps: {name} sets the depth itself; say method.steps")
     nets = make_nets(experiment, shape, classes)
     demand_nets_fit(nets, experiment, shape, classes)
     method = make_method(experiment, nets)
@@ -259,7 +270,7 @@ def check(experiment: Experiment, shares: Shares, given: Mapping[str, Any]) -> l
     make_metric(experiment)
     if "topk" in setup.up_codecs and "send" not in option_values(experiment):
         raise ConfigError(
-            f"wire.up holds topk, and {method_name(experiment)} forbids it: it drops most entries, which only the "
+            f"wire.up holds topk, and {name} forbids it: it drops most entries, which only the "
             'updates of a method with send = "update" survive; choose float16, bfloat16, int8 or zstd'
         )
     return list(method.check(setup))

@@ -51,6 +51,8 @@ class Model(Section):
 
     name: str = "resnet8"
     norm: str = "group"
+    steps: Natural | dict[str, Count] = 0
+    """Depth of an ODE or equilibrium net under a method that does not set it itself; 0: the net's own."""
     init: str = ""
 
     @field_validator("norm")

@@ -39,6 +39,8 @@ def resolved(experiment: Experiment) -> Experiment:
         checked[option] = _per_tier(experiment, f"method.{option}", checked[option], marks)
     experiment = _with(experiment, "train", profile.get("train", {}))
     experiment = _with(experiment, "model", profile.get("model", {}))
+    if isinstance(experiment.model.steps, dict):
+        _demand_tiers(experiment, "model.steps", experiment.model.steps)
     train = experiment.train.model_copy(
         update={
             "epochs": _epochs(experiment),

@@ -110,6 +110,35 @@ def make(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
     return entry.make(name, shape, classes, norm)
 
 
+def make_at_depth(name: str, shape: Shape, classes: int, norm: str, steps: int) -> nn.Module:
+    """``make``, with ``steps`` steps of an ODE net or evaluations of an equilibrium net; 0: the net's own."""
+    net = make(name, shape, classes, norm)
+    if steps:
+        kind = MODELS[name].kind if name in MODELS else ""
+        if kind not in DEPTHS:
+            raise ModelError(
+                f'model.steps = {steps}: "{name}" has no depth to set; leave it out, or choose an ODE or DEQ net'
+            )
+        DEPTHS[kind](net, steps)
+    return net
+
+
+def _set_ode_depth(net: nn.Module, steps: int) -> None:
+    from potluck.models.ode import set_depth  # noqa: PLC0415 - the solvers are loaded by those who use them
+
+    set_depth(net, steps, key="model.steps")
+
+
+def _set_deq_depth(net: nn.Module, steps: int) -> None:
+    from potluck.models.deq import set_depth  # noqa: PLC0415 - the solvers are loaded by those who use them
+    from potluck.solvers import FixedPoint, Phantom  # noqa: PLC0415 - the same
+
+    set_depth(net, steps, solver=FixedPoint(), gradient=Phantom(), key="model.steps")
+
+
+DEPTHS: dict[str, Callable[[nn.Module, int], None]] = {"ode": _set_ode_depth, "deq": _set_deq_depth}
+
+
 def _demand_fit(name: str, entry: Entry, shape: Shape, classes: int) -> None:
     if classes < 1:
         raise ModelError(f'model.name = "{name}": {classes} classes; expected at least one')
