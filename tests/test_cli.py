@@ -13,6 +13,8 @@ import pytest
 from potluck import cli
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
+from potluck.experiment.manual import page
+from potluck.experiment.resolve import options_model
 from potluck.methods import METHODS
 
 MakeExperiment = Callable[..., Experiment]
@@ -241,6 +243,23 @@ def test_lists(potluck: Potluck) -> None:
         assert code == 0
         for word in wanted:
             assert word in out
+
+
+def test_the_page_of_a_method(potluck: Potluck) -> None:
+    code, out, _ = potluck("methods", "fedhm")
+    assert code == 0
+    for told in ("arXiv 2111.14655", "| `rank_factor` | by strength of the tier: `8`, `4`, `1` |", "`u`, `v`"):
+        assert told in out
+    code, _, told = potluck("methods", "fedhn")
+    assert code == 2
+    assert "did you mean fedhm?" in told
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_page_names_every_option(name: str) -> None:
+    told = page(name)
+    for option in options_model(name).model_fields:
+        assert f"| `{option}` | " in told
 
 
 def test_version_and_help(potluck: Potluck) -> None:

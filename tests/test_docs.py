@@ -82,7 +82,7 @@ def test_the_new_method_is_one_file(small: object, tmp_path: Path, monkeypatch: 
     space: dict[str, object] = {"__name__": "signmean"}
     exec(compile(source, "docs/extending.md", "exec", dont_inherit=True), space)
     monkeypatch.setitem(methods.METHODS, "signmean", space["SignMean"])  # type: ignore[arg-type]
-    resolve._options_model.cache_clear()
+    resolve.options_model.cache_clear()
     experiment = small("signmean", "rounds=6", "method.step=0.5", "fleet.participation=1.0")  # type: ignore[operator]
     found = run.run(experiment, tmp_path / "run")
     accuracy = [line["accuracy"]["mean"] for line in found.rounds]

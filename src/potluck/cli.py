@@ -16,7 +16,7 @@ from potluck import __version__, cli_fleet
 from potluck.attend import attended, interrupted, report_on, silence
 from potluck.cli_fleet import File, Overrides, Quiet
 from potluck.core.errors import ConfigError, PotluckError
-from potluck.display import Progress, err, out, show_list, show_summaries
+from potluck.display import Progress, err, out, show_list, show_page, show_summaries
 
 app = typer.Typer(
     help="Train one model together on a fleet of unequal devices over thin links.",
@@ -166,13 +166,25 @@ app.command()(cli_fleet.certificates)
 
 
 @app.command()
-def methods() -> None:
-    """Lists the methods, a line each.
+def methods(
+    name: Annotated[
+        str, typer.Argument(help="One of them: its manual page, with options, profiles and messages.")
+    ] = "",
+) -> None:
+    """Lists the methods, a line each; or shows the page of one.
 
-    Example: potluck methods
+    Example: potluck methods fedhm
     """
     from potluck.methods import METHODS
 
+    if name:
+        from potluck.experiment.explain import unknown
+        from potluck.experiment.manual import page
+
+        if name not in METHODS:
+            raise ConfigError(unknown(name, list(METHODS), "method"))
+        show_page(page(name))
+        return
     show_list((name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.items())
 
 

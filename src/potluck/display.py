@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -82,6 +83,14 @@ def show_list(rows: Iterable[tuple[str, str]]) -> None:
     for name, line in rows:
         table.add_row(f"[bold]{escape(name)}[/]", escape(line))
     out.print(table)
+
+
+def show_page(text: str) -> None:
+    """A page of Markdown: laid out on a terminal, as it is in a pipe."""
+    if out.is_terminal:
+        out.print(Markdown(text))
+    else:
+        out.print(text, markup=False, highlight=False, soft_wrap=True, end="")
 
 
 def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:

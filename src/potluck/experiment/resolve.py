@@ -87,7 +87,7 @@ def config_digest(experiment: Experiment) -> str:
 
 
 @cache
-def _options_model(name: str) -> type[BaseModel]:
+def options_model(name: str) -> type[BaseModel]:
     """A pydantic model of a method's options, made from its dataclass fields."""
     method = METHODS[name]
     hints = typing.get_type_hints(method, include_extras=True)
@@ -102,14 +102,14 @@ def _options_model(name: str) -> type[BaseModel]:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    return {key: field.default for key, field in _options_model(name).model_fields.items()}
+    return {key: field.default for key, field in options_model(name).model_fields.items()}
 
 
 def _check(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    model = _options_model(name)
+    model = options_model(name)
     for key in options:
         if key not in model.model_fields:
-            owners = [other for other in METHODS if key in _options_model(other).model_fields]
+            owners = [other for other in METHODS if key in options_model(other).model_fields]
             if owners:
                 raise ConfigError(f"method.{key}: an option of {', '.join(owners)}, not of {name}; remove it")
             raise ConfigError(unknown(f"method.{key}", [*model.model_fields, "name"]))
@@ -137,7 +137,7 @@ def _profile(experiment: Experiment, name: str, given: Mapping[str, Any]) -> Map
 def option_marks(name: str) -> dict[str, Ladder | NetChoice]:
     """The per-tier options of a method and how they are marked."""
     found: dict[str, Ladder | NetChoice] = {}
-    for key, field in _options_model(name).model_fields.items():
+    for key, field in options_model(name).model_fields.items():
         for mark in field.metadata:
             if isinstance(mark, (Ladder, NetChoice)):
                 found[key] = mark
