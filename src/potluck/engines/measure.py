@@ -28,8 +28,8 @@ def measure(course: Course, engine: Engine, played: Played, samples: int) -> Non
     personal = course.method.traits.personal
     groups: dict[Any, list[Device]] = {}
     for device in course.fleet.devices:
-        alike = (course.method.variant(device), course.depths[device.tier])
-        groups.setdefault(device.id if personal else alike, []).append(device)
+        alike = device.id if personal else (course.method.variant(device), course.depths[device.tier])
+        groups.setdefault(alike, []).append(device)
     orders = _own_orders if personal else _server_orders
     asked = orders(course, played.snapshot, [group[0] for group in groups.values()], samples)
     for delivery in engine.exchange(asked, None):
