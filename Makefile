@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test test-fleet check format bench setup clean
+.PHONY: demo test test-fleet check format bench claims setup clean
 
 setup: $(READY)
 
@@ -38,6 +38,9 @@ format: $(READY)
 
 bench: $(READY)  ## the overhead of a round against a bare loop
 	$(BIN)/python benchmarks/overhead.py
+
+claims: $(READY)  ## runs what the claims rest on and rewrites their table in docs/results.md: hours, resumable
+	$(BIN)/python benchmarks/claims.py
 
 clean:
 	rm -rf $(VENV) runs
