@@ -58,18 +58,38 @@ def peer(
 
 
 def certificates(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go; must be empty or new.")],
-    devices: Annotated[int, typer.Option(help="How many peers, or devices.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go, or where the CA is.")],
+    devices: Annotated[int | None, typer.Option(help="How many peers, or devices; 0: the CA and the server.")] = None,
     host: Annotated[
         list[str] | None, typer.Option(metavar="ID=NAME", help="A name or address that others dial; or server=NAME.")
+    ] = None,
+    csr: Annotated[int | None, typer.Option(metavar="ID", help="Make this device's key, and ask for a sign.")] = None,
+    requests: Annotated[
+        list[Path] | None, typer.Option("--sign", metavar="FILE.csr", help="Sign such a request with the CA in DIR.")
     ] = None,
 ) -> None:
     """Writes a CA, a server's certificate, and a certificate and key for each device.
 
     Example: potluck certificates keys --devices 3 --host 0=peer-a.example --host 0=10.0.0.1 --host 1=peer-b.example
-    """
-    from potluck.engines.certificates import HERE, hosts_of, write_certificates
 
+    Where no key may travel: potluck certificates keys --devices 0, on each device potluck certificates mine --csr ID
+    --host ID=NAME, and where the CA is potluck certificates keys --sign peer-ID.csr
+    """
+    from potluck.core.errors import ConfigError
+    from potluck.engines.certificates import HERE, hosts_of, sign, write_certificates, write_request
+
+    if sum(asked is not None for asked in (devices, csr, requests)) != 1:
+        raise ConfigError("expected one of --devices N (all keys at once), --csr ID (on a device), --sign FILE.csr")
     server, hosts = hosts_of(host or ())
-    written = write_certificates(folder, devices, hosts, server=server or HERE)
-    out.print(f"{len(written)} files in {folder}; give each device its own .pem and .key, and ca.pem", soft_wrap=True)
+    if devices is None and (server or set(hosts) - {csr}):
+        raise ConfigError("--host: with --csr ID only names of that device, with --sign none: the request holds them")
+    if devices is not None:
+        written = write_certificates(folder, devices, hosts, server=server or HERE)
+        told = "give each device its own .pem and .key, and ca.pem" if devices else "devices ask for theirs with --csr"
+        out.print(f"{len(written)} files in {folder}; {told}", soft_wrap=True)
+    elif csr is not None:
+        request, key = write_request(folder, csr, hosts.get(csr, ()))
+        out.print(f"{request}: take it to the CA, which answers with a .pem; {key} stays here", soft_wrap=True)
+    for asked in requests or ():
+        path, names = sign(folder, asked)
+        out.print(f"{path} is for {', '.join(names)}; give it and ca.pem to the device", soft_wrap=True)

@@ -1,7 +1,10 @@
 """A certificate authority for one fleet: its own certificate, the server's, and one per peer.
 
 A peer's common name is ``peer-ID``; its alternative names are the host names and addresses that others dial. Peers are
-servers and clients of one another, so their certificates are for both uses. Keys are readable by their owner only.
+servers and clients of one another, so their certificates are for both uses. Keys are readable by their owner only. They
+are of the curve P-384, which Flower's nodes want too: in OpenSSH form (``ssh_private``, ``ssh_public``).
+
+A device may make its own key: ``write_request`` there, ``sign`` where the CA is; only the request travels.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ except ImportError:
     raise MissingExtraError("certificates", "mesh") from None
 
 DAYS = 3650
+CURVE, HASH = ec.SECP384R1(), hashes.SHA384()
 HERE = ("localhost", "127.0.0.1", "::1")
 """The names of a peer for which no host is given."""
 
@@ -46,8 +50,8 @@ def write_certificates(
     ``hosts`` are each peer's names and addresses; ``authority_from`` is a folder whose CA signs, instead of a new one.
     Raises ConfigError.
     """
-    if devices < 1:
-        raise ConfigError(f"--devices {devices}: expected at least one")
+    if devices < 0:
+        raise ConfigError(f"--devices {devices}: expected the number of devices; 0 where all make their own keys")
     for peer in hosts:
         if not 0 <= peer < devices:
             raise ConfigError(f"--host {peer}=...: expected an id from 0 to {devices - 1}")
@@ -55,12 +59,59 @@ def write_certificates(
         raise ConfigError(f"{folder} is not empty: name another folder; keys are never overwritten")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     own, authority = _authority() if authority_from is None else _read(authority_from)
-    written = _write(folder, "ca", own, authority)
+    written = [_write_public(folder / "ca.pem", own), _write_secret(folder / "ca.key", authority)]
     names = {"server": server} | {peer_name(peer): hosts.get(peer, HERE) for peer in range(devices)}
     for name, found in names.items():
-        key = ec.generate_private_key(ec.SECP256R1())
-        written += _write(folder, name, _certificate(name, found, key, "potluck CA", authority, days), key)
+        key = ec.generate_private_key(CURVE)
+        made = _certificate(name, found, key.public_key(), "potluck CA", authority, days)
+        written += [_write_public(folder / f"{name}.pem", made), _write_secret(folder / f"{name}.key", key)]
     return written
+
+
+def write_request(folder: Path, peer: int, hosts: Sequence[str] = ()) -> list[Path]:
+    """Makes a device's own key, and the request for its certificate, as peer-ID.key and peer-ID.csr; the paths.
+
+    Raises ConfigError where either is there already.
+    """
+    paths = [folder / f"{peer_name(peer)}{kind}" for kind in (".csr", ".key")]
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"{path} is there already: keys are never overwritten")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = ec.generate_private_key(CURVE)
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts or HERE])
+    made = x509.CertificateSigningRequestBuilder().subject_name(_named(peer_name(peer))).add_extension(names, False)
+    return [_write_public(paths[0], made.sign(key, HASH)), _write_secret(paths[1], key)]
+
+
+def sign(folder: Path, request: Path, days: int = DAYS) -> tuple[Path, list[str]]:
+    """Writes a certificate for a request with the CA of ``folder``, as peer-ID.pem; (its path, the names it holds).
+
+    Nothing but its name, its hosts and its key is taken from the request. Raises ConfigError where the folder holds no
+    CA, the request is of no use, or its id has a certificate already.
+    """
+    if not (folder / "ca.key").is_file():
+        raise ConfigError(f"{folder} holds no ca.key: make a CA first with potluck certificates {folder} --devices 0")
+    try:
+        asked = x509.load_pem_x509_csr(request.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--sign {request}: no request in PEM form ({error})") from None
+    name, key = _name_of(request, asked.subject), asked.public_key()
+    number = name.removeprefix("peer-")
+    if not number.isdigit() or name != peer_name(int(number)):
+        raise ConfigError(f"--sign {request}: of {name!r}, expected peer-ID; make it with --csr ID")
+    if not asked.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"--sign {request}: its signature does not hold; was it damaged on its way?")
+    path = folder / f"{name}.pem"
+    if path.exists():
+        raise ConfigError(f"{path} is there already: two devices of one name; give one of them another --csr ID")
+    try:
+        names = asked.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise ConfigError(f"--sign {request}: it names no host; make it with --csr ID") from None
+    hosts = [str(host.value) for host in names]
+    _, authority = _read(folder)
+    return _write_public(path, _certificate(name, hosts, key, "potluck CA", authority, days)), hosts
 
 
 def hosts_of(given: Sequence[str]) -> tuple[list[str], dict[int, list[str]]]:
@@ -77,14 +128,53 @@ def hosts_of(given: Sequence[str]) -> tuple[list[str], dict[int, list[str]]]:
 
 def common_name(certificate: Path) -> str:
     """The common name in a PEM file. Raises ConfigError."""
+    return _name_of(certificate, _load(certificate).subject)
+
+
+def _name_of(path: Path, subject: x509.Name) -> str:
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise ConfigError(f"{path}: {len(names)} common names, expected one")
+    return str(names[0].value)
+
+
+def ssh_public(certificate: Path) -> str:
+    """The public key of a certificate in OpenSSH form, one line, with its name. Raises ConfigError."""
+    key = _load(certificate).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey), "written here"
+    form = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return f"{form.decode()} {common_name(certificate)}"
+
+
+def ssh_private(key: Path) -> bytes:
+    """A private key in OpenSSH form. Raises ConfigError."""
+    return _secret(key).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
+def demand_pair(certificate: Path, key: Path) -> None:
+    """Raises ConfigError unless the key is the certificate's, and only its owner may read it."""
+    demand_private(key)
+    if _secret(key).public_key() != _load(certificate).public_key():
+        raise ConfigError(f"--key {key}: it is not the key of --cert {certificate}")
+
+
+def _load(certificate: Path) -> x509.Certificate:
     try:
-        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        return x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{certificate}: no certificate in PEM form ({error})") from None
-    names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if len(names) != 1:
-        raise ConfigError(f"{certificate}: {len(names)} common names, expected one")
-    return str(names[0].value)
+
+
+def _secret(key: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        found = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--key {key}: no private key in PEM form without a password ({error})") from None
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"--key {key}: expected a key of an elliptic curve, as potluck certificates makes them")
+    return found
 
 
 def demand_private(key: Path) -> None:
@@ -96,20 +186,18 @@ def demand_private(key: Path) -> None:
 
 
 def _authority() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return _certificate("potluck CA", (), key, "potluck CA", key, DAYS, is_authority=True), key
+    key = ec.generate_private_key(CURVE)
+    return _certificate("potluck CA", (), key.public_key(), "potluck CA", key, DAYS, is_authority=True), key
 
 
 def _read(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey), "written here"
-    return x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes()), key
+    return _load(folder / "ca.pem"), _secret(folder / "ca.key")
 
 
 def _certificate(
     name: str,
     hosts: Sequence[str],
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     issuer: str,
     signer: ec.EllipticCurvePrivateKey,
     days: int,
@@ -122,12 +210,12 @@ def _certificate(
         x509.CertificateBuilder()
         .subject_name(_named(name))
         .issuer_name(_named(issuer))
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if not is_authority:
@@ -137,7 +225,7 @@ def _certificate(
     usage = {"digital_signature": True, "key_cert_sign": is_authority, "crl_sign": is_authority}
     off = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     rest = dict.fromkeys((*off, "encipher_only", "decipher_only"), False)
-    return built.add_extension(x509.KeyUsage(**usage, **rest), critical=True).sign(signer, hashes.SHA256())
+    return built.add_extension(x509.KeyUsage(**usage, **rest), critical=True).sign(signer, HASH)
 
 
 def _named(name: str) -> x509.Name:
@@ -151,15 +239,18 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _write(folder: Path, name: str, made: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> list[Path]:
-    paths = [folder / f"{name}.pem", folder / f"{name}.key"]
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+def _write_public(path: Path, made: x509.Certificate | x509.CertificateSigningRequest) -> Path:
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def _write_secret(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    handle = os.open(paths[1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(handle, secret)
     finally:
         os.close(handle)
-    return paths
+    return path

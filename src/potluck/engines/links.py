@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import ConfigError
-from potluck.engines.certificates import common_name, demand_private, peer_name
+from potluck.engines.certificates import common_name, demand_pair, peer_name
 
 ENDPOINT = re.compile(r"(tls|quic|tcp)/(\[[0-9a-fA-F:.]+\]|[^/\s:]+):(\d{1,5})")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -55,12 +55,12 @@ class Links:
                 raise ConfigError(f"{option}: {told}; make them with: potluck certificates DIR --devices {devices}")
         assert self.cert is not None, "checked above"
         assert self.key is not None, "checked above"
-        demand_private(self.key)
         name = common_name(self.cert)
         if name != peer_name(self.id):
             raise ConfigError(
                 f"--id {self.id}: the certificate {self.cert} is of {name!r}, expected {peer_name(self.id)!r}"
             )
+        demand_pair(self.cert, self.key)
 
     def _demand_endpoint(self, option: str, endpoint: str) -> None:
         found = ENDPOINT.fullmatch(endpoint)
