@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -32,8 +33,11 @@ def call(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stop.value.code, command
 
 
+PAGES = ["README.md", "docs/getting-started.md", *(f"docs/methods/{name}.md" for name in methods.METHODS)]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_and_snippet_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -54,6 +58,15 @@ def test_every_command_and_snippet_runs(page: str, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.glob("runs/*/summary.json"))
 
 
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_pages_of_the_methods_are_due(name: str) -> None:
+    space = runpy.run_path(str(ROOT / "docs/method_pages.py"))
+    held = (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+    assert held == space["due"](name), "run: python docs/method_pages.py"
+    for heading in ("## Who sees what", "## Results", "## Try it"):
+        assert heading in held
+
+
 def test_every_make_target_of_the_readme_exists() -> None:
     told = set(re.findall(r"^\$ make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     there = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -62,7 +75,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -94,6 +107,6 @@ def test_the_new_method_is_one_file(small: object, tmp_path: Path, monkeypatch: 
 
 
 def test_the_docs_speak_of_the_project_alone() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"/work/|/tmp/|issue \d|session", text), page.name
