@@ -51,6 +51,11 @@ def _alone(net: str, *steps: int) -> tuple[str, ...]:
     return ("implicit", "method.name=local", f"model.name={net}", _tiers("model.steps", *steps))
 
 
+def _on_ode(method: str) -> tuple[str, ...]:
+    """A low-rank method on an ODE net: rank and depth by tier."""
+    return ("implicit", f"method.name={method}", "model.name=odenet-cifar-like", _tiers("model.steps", 2, 4, 8))
+
+
 def _fedavg(net: str) -> tuple[str, ...]:
     return ("implicit", "method.name=fedavg", f"model.name={net}")
 
@@ -71,6 +76,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "deq-local": _alone("deq-xs-like", 4, 8, 16),
     **{f"resnet{depth}": _fedavg(f"resnet{depth}") for depth in (8, 20, 32, 44, 56)},
     "deq-int8": (*_deq(4, 8, 16), *INT8),
+    "ode-int8": (*_ode(2, 4, 8), *INT8),
+    "ode-truncated": (*_on_ode("feddlr"), "method.dense_rounds=2", *INT8),
+    "ode-lowrank": (*_on_ode("fedhm"), 'wire.up=["int8", "zstd"]'),
+    "resnet8-int8": (*_fedavg("resnet8"), *INT8),
+    "resnet20-int8": (*_fedavg("resnet20"), *INT8),
     **{
         f"fuse-{rule}": (*_deq(1, 2, 12), HELD, f"method.fusion={rule}")
         for rule in ("samples", "iterations", "residual", "calibrated")
@@ -86,6 +96,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "peers-fedmd": ("rotated", "method.name=fedmd", MODELS, "method.public_batch=0"),
     "peers-fedh2l": ("rotated", "method.name=fedh2l", MODELS),
 }
+FRONTIER = (
+    *("resnet20", "resnet20-int8", "resnet8", "resnet8-int8", "ode", "ode-int8"),
+    *("ode-lowrank", "ode-truncated", "deq", "deq-int8"),
+)
+"""What benchmarks/frontier.py sets side by side."""
 Found = Mapping[str, Sequence[Run]]
 Parts = Iterable[tuple[str, bool]]
 """(what was measured, in words; whether it is what the claim says)."""
@@ -107,11 +122,11 @@ def main() -> None:
     claims = {name: CLAIMS[name] for name in (options.only.split(",") if options.only else CLAIMS)}
     chosen = options.sets.split(",")
     todo = list(dict.fromkeys(_todo(claims, chosen, options.seeds)))
-    missing = [one for one in todo if not (_place(options.out, *one) / "summary.json").is_file()]
+    missing = [one for one in todo if not (place(options.out, *one) / "summary.json").is_file()]
     started, spent = time.perf_counter(), 0
     for number, one in enumerate([] if options.print else missing, 1):
         print(f"[{number} of {len(missing)}] {'/'.join(map(str, one))}", flush=True)
-        _play(options.out, *one)
+        play(options.out, *one)
         spent = time.perf_counter() - started
         left = spent / number * (len(missing) - number)
         print(f"    {spent / 60:.0f} min so far, about {left / 60:.0f} to go", flush=True)
@@ -129,12 +144,12 @@ def _todo(claims: Mapping[str, Claim], sets: Sequence[str], seeds: str) -> Itera
                 yield from ((set_name, row, seed) for row in claim.rows)
 
 
-def _place(out: Path, set_name: str, row: str, seed: int) -> Path:
+def place(out: Path, set_name: str, row: str, seed: int) -> Path:
     return out / set_name / f"{row}-{seed}"
 
 
-def _play(out: Path, set_name: str, row: str, seed: int) -> None:
-    place = _place(out, set_name, row, seed)
+def play(out: Path, set_name: str, row: str, seed: int) -> None:
+    place = place(out, set_name, row, seed)
     if (place / "experiment.toml").is_file():
         runs.resume(place)
         return
@@ -155,9 +170,9 @@ def _table(claims: Mapping[str, Claim], sets: Sequence[str], out: Path) -> Itera
             seeds = [
                 seed
                 for seed in SEEDS[set_name]
-                if all((_place(out, set_name, row, seed) / "summary.json").is_file() for row in claim.rows)
+                if all((place(out, set_name, row, seed) / "summary.json").is_file() for row in claim.rows)
             ]
-            found = {row: [Run.load(_place(out, set_name, row, seed)) for seed in seeds] for row in claim.rows}
+            found = {row: [Run.load(place(out, set_name, row, seed)) for seed in seeds] for row in claim.rows}
             parts = list(claim.judge(found)) if seeds else []
             told = "; ".join(f"{said} ({'yes' if right else '**no**'})" for said, right in parts) or "not run"
             yield f"| {claim.text} (`{name}`) | {set_name}, {len(seeds)} | {told} | {_verdict(parts)} |"
@@ -273,8 +288,8 @@ def _peers(found: Found) -> Parts:
 
 def _frontier(found: Found) -> Parts:
     pairs = list(zip(found["deq-int8"], found["resnet20"], strict=True))
-    times = [_total([rival]) / _bytes_to(cheap, rival.summary["accuracy"]["mean"] - 0.01)[1] for cheap, rival in pairs]
-    rounds = [_bytes_to(cheap, rival.summary["accuracy"]["mean"] - 0.01)[0] for cheap, rival in pairs]
+    times = [_total([rival]) / bytes_to(cheap, rival.summary["accuracy"]["mean"] - 0.01)[1] for cheap, rival in pairs]
+    rounds = [bytes_to(cheap, rival.summary["accuracy"]["mean"] - 0.01)[0] for cheap, rival in pairs]
     first = f"by the evaluation after round {'/'.join(map(str, rounds))}"
     yield (
         f"ResNet-20's last accuracy less 1 point for {min(times):.0f} times fewer bytes (at least 100), {first}",
@@ -284,7 +299,7 @@ def _frontier(found: Found) -> Parts:
     yield f"after all rounds {times_all:.0f} times fewer, at {gap:+.1f} points (at least -1)", gap >= -1
 
 
-def _bytes_to(one: Run, accuracy: float) -> tuple[int, float]:
+def bytes_to(one: Run, accuracy: float) -> tuple[int, float]:
     """The first evaluated round that reaches an accuracy, and the bytes until then; (0, infinite) if none does."""
     spent = one.summary["bytes"]["setup"]
     for line in one.rounds:
