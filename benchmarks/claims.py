@@ -149,15 +149,15 @@ def place(out: Path, set_name: str, row: str, seed: int) -> Path:
 
 
 def play(out: Path, set_name: str, row: str, seed: int) -> None:
-    place = place(out, set_name, row, seed)
-    if (place / "experiment.toml").is_file():
-        runs.resume(place)
+    folder = place(out, set_name, row, seed)
+    if (folder / "experiment.toml").is_file():
+        runs.resume(folder)
         return
     family, *overrides = ROWS[row]
     recipe = f"{family}-{SETS[set_name]}"
     given = [f"name={row}-{seed}", f"seed={seed}", "engine.kind=inprocess", *overrides]
     experiment = Experiment.load(ROOT / f"recipes/{recipe}.toml", given)
-    runs.run(experiment.model_copy(update={"methods": {}}), place)
+    runs.run(experiment.model_copy(update={"methods": {}}), folder)
 
 
 def _table(claims: Mapping[str, Claim], sets: Sequence[str], out: Path) -> Iterator[str]:

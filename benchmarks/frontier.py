@@ -15,7 +15,6 @@ import statistics
 from pathlib import Path
 
 from claims import FRONTIER, bytes_to, place, play
-
 from potluck.experiment.loaded import Run
 
 
