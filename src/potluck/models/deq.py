@@ -82,9 +82,9 @@ class DeqCell(nn.Module):
         return _scaled(self.kernel1, self.gain1), _scaled(self.kernel2, self.gain2)
 
     def forward(self, z_BCHW: Tensor, x_BCHW: Tensor, kernels: Kernels) -> Tensor:
-        inner = self.norm1(F.relu(F.conv2d(z_BCHW, kernels[0], padding=1)))
+        inner = self.norm1(F.relu(F.conv2d(z_BCHW, kernels[0], padding=1), inplace=True))
         outer = self.norm2(x_BCHW + F.conv2d(inner, kernels[1], padding=1))
-        f_BCHW: Tensor = self.norm3(F.relu(z_BCHW + outer))
+        f_BCHW: Tensor = self.norm3(F.relu(z_BCHW + outer, inplace=True))
         return f_BCHW
 
 

@@ -60,7 +60,7 @@ class OdeBlock(nn.Module):
         self.norm2 = make_norm(norm, channels)
 
     def forward(self, z_BCHW: Tensor, t: Number) -> Tensor:
-        inner_BCHW = F.relu(self.norm1(self.conv1(self._with_time(z_BCHW, t))))
+        inner_BCHW = F.relu(self.norm1(self.conv1(self._with_time(z_BCHW, t))), inplace=True)
         out_BCHW: Tensor = self.norm2(self.conv2(self._with_time(inner_BCHW, t)))
         return out_BCHW
 
@@ -106,9 +106,9 @@ class Downsampling(nn.Module):
         self.norm2 = make_norm(norm, wider)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
-        inner_BCHW = F.relu(self.norm1(self.conv1(z_BCHW)))
+        inner_BCHW = F.relu(self.norm1(self.conv1(z_BCHW)), inplace=True)
         short_BCHW = F.pad(z_BCHW[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.conv1.out_channels - z_BCHW.shape[1]))
-        return F.relu(short_BCHW + self.norm2(self.conv2(inner_BCHW)))
+        return F.relu(short_BCHW + self.norm2(self.conv2(inner_BCHW)), inplace=True)
 
 
 class OdeNet(nn.Module):
@@ -136,7 +136,7 @@ def make_odenet(
     _demand_preset(name, shape, norm)
     widths = (16, 32, 64) if name == "odenet-cifar-like" else (64, 128, 256)
     trunk: OrderedDict[str, nn.Module] = OrderedDict()
-    trunk["stem"] = nn.Sequential(_conv(shape[0], widths[0]), make_norm(norm, widths[0]), nn.ReLU())
+    trunk["stem"] = nn.Sequential(_conv(shape[0], widths[0]), make_norm(norm, widths[0]), nn.ReLU(inplace=True))
     for i, width in enumerate(widths):
         if i:
             trunk[f"down{i}"] = _transition(name, widths[i - 1], width, norm)
@@ -161,7 +161,8 @@ def _demand_preset(name: str, shape: Sequence[int], norm: str) -> None:
 def _transition(name: str, channels: int, wider: int, norm: str) -> nn.Module:
     if name == "odenet-cifar-like":
         return Downsampling(channels, wider, norm)
-    return nn.Sequential(nn.Conv2d(channels, wider, 1, stride=2, bias=False), make_norm(norm, wider), nn.ReLU())
+    pointwise = nn.Conv2d(channels, wider, 1, stride=2, bias=False)
+    return nn.Sequential(pointwise, make_norm(norm, wider), nn.ReLU(inplace=True))
 
 
 def _conv(channels: int, out: int, stride: int = 1) -> nn.Conv2d:

@@ -41,15 +41,17 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(pointwise, make_norm(norm, outputs))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW: Tensor = F.relu(self.norm1(self.conv1(x_BCHW)))
+        y_BCHW: Tensor = F.relu(self.norm1(self.conv1(x_BCHW)), inplace=True)
         y_BCHW = self.norm2(self.conv2(y_BCHW))
         if self.shortcut is not None:
-            return F.relu(y_BCHW + self.shortcut(x_BCHW))
-        return F.relu(y_BCHW + _without_parameters(x_BCHW, self.stride, y_BCHW.shape[1]))
+            return F.relu(y_BCHW + self.shortcut(x_BCHW), inplace=True)
+        return F.relu(y_BCHW + _without_parameters(x_BCHW, self.stride, y_BCHW.shape[1]), inplace=True)
 
 
 def _without_parameters(x_BCHW: Tensor, stride: int, channels: int) -> Tensor:
     """Every ``stride``-th pixel, with zeros *appended* up to ``channels``: channel i stays channel i at every width."""
+    if stride == 1 and channels == x_BCHW.shape[1]:
+        return x_BCHW  # padding by nothing would copy it
     x_BCHW = x_BCHW[:, :, ::stride, ::stride]
     return F.pad(x_BCHW, (0, 0, 0, 0, 0, channels - x_BCHW.shape[1]))
 
@@ -89,7 +91,7 @@ class ResNet(nn.Module):
         _initialise(self, norm, sum(blocks))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        z_BCHW = self.stages(F.relu(self.stem_norm(self.stem(x_BCHW))))
+        z_BCHW = self.stages(F.relu(self.stem_norm(self.stem(x_BCHW)), inplace=True))
         logits: Tensor = self.classifier(z_BCHW.mean(dim=(2, 3)))
         return logits
 
