@@ -4,13 +4,15 @@
 
 Time: the cell alone (no stem, no head), depth 8, forward and backward; all variants take turns within one run, and the
 table shows medians and their ratio to ``unroll``. Memory: one training step of a whole net in a process of its own; the
-growth of its peak resident set (Linux: VmHWM) beyond what it held with the net built and the weights' gradients there.
+growth of its peak resident set (Linux: VmHWM; glibc gives large tensors back at once) beyond what it held with the net
+built and the weights' gradients there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -44,8 +46,8 @@ def main() -> None:
         print(json.dumps(peak_bytes(options, *options.memory)))
         return
     print(f"{options.preset}, batch {options.batch}, {options.side}x{options.side}, {options.threads} thread(s)")
-    _print_times(options)
     _print_memory(options)
+    _print_times(options)
 
 
 def seconds_by_gradient(options: argparse.Namespace) -> dict[str, list[float]]:
@@ -124,7 +126,9 @@ def _print_memory(options: argparse.Namespace) -> None:
 def _in_a_process_of_its_own(options: argparse.Namespace, kind: str, budget: int) -> int:
     shared = [f"--{name}={getattr(options, name)}" for name in ("preset", "batch", "side", "threads")]
     command = [sys.executable, __file__, *shared, "--memory", kind, str(budget)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Without this a heap that is full of holes decides, by 15 % from process to process.
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout
     return int(json.loads(said))
 
 
