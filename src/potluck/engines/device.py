@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from potluck.core import meter, seeds, tree
-from potluck.core.errors import RunFolderError, TrainingError, WireError
+from potluck.core.errors import ModelError, RunFolderError, TrainingError, WireError
 from potluck.core.types import Device, Shard, Task
 from potluck.engines.seam import Delivery, Letters, Order
 from potluck.fleet import link
@@ -139,13 +139,20 @@ class DeviceSide:
             down = self.letters.read_down(order.frame, order.round)
             held = self.store.load(device.id, order.ack)
         with meter.part("train"):
-            own, up = self.method.train(held.get("own"), down, self._task(order))
+            own, up = self._trained(held.get("own"), down, order)
         with meter.part("encode"):
             facts = _facts(own, costs)
             made, memory = self.letters.write_up(up, order.round, device.id, held.get("codec"), facts)
             if own or memory:
                 self.store.save(device.id, order.round, order.ack, {"own": own or {}, "codec": memory})
         return made
+
+    def _trained(self, own: Any, down: Mapping[str, Any], order: Order) -> tuple[Any, Any]:
+        """What the method makes of a message; WireError for one that does not suit this device's net."""
+        try:
+            return self.method.train(own, down, self._task(order))  # type: ignore[no-any-return]
+        except ModelError as error:
+            raise WireError(f"the server's message does not suit this device: {error}") from None
 
     def _post(self, order: Order, costs: meter.Meter) -> bytearray:
         """A peer's first half of a round. What it leaves counts only with the second half."""
