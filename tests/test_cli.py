@@ -270,6 +270,7 @@ def test_version_and_help(potluck: Potluck) -> None:
         "run",
         "resume",
         "compare",
+        "plan",
         "report",
         "export",
         "split",

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from potluck import __version__, cli_fleet
+from potluck import __version__, cli_fleet, cli_plan
 from potluck.attend import attended, interrupted, report_on, silence
 from potluck.cli_fleet import File, Overrides, Quiet
 from potluck.core.errors import ConfigError, PotluckError
@@ -111,6 +111,9 @@ def compare(
     _comparison(outcomes, place)
     if all(outcome.reason for outcome in outcomes):
         raise SystemExit(WRONG_INPUT)
+
+
+app.command()(cli_plan.plan)
 
 
 @app.command()

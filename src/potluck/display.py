@@ -70,10 +70,10 @@ class Progress:
         if "accuracy" in line:
             tiers = " ".join(f"{name} {value:.3f}" for name, value in line["accuracy"]["tiers"].items())
             parts.append(f"accuracy {line['accuracy']['mean']:.3f} ({escape(tiers)})")
-        parts.append(f"up {_size(self._bytes[0])}, down {_size(self._bytes[1])}")
-        parts.append(f"simulated {_seconds(line['simulated_seconds'])}")
+        parts.append(f"up {size(self._bytes[0])}, down {size(self._bytes[1])}")
+        parts.append(f"simulated {duration(line['simulated_seconds'])}")
         parts += [f"[yellow]{status} {len(found)}[/]" for status, found in line["status"].items()]
-        parts.append(f"{_seconds(left)} left" if left >= 1 else "")
+        parts.append(f"{duration(left)} left" if left >= 1 else "")
         return "  ".join(part for part in parts if part)
 
 
@@ -111,11 +111,11 @@ def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
             _share(accuracy["mean"]),
             _share(accuracy["worst"]),
             *(_share((accuracy["tiers"] or {}).get(tier)) for tier in tiers),
-            _size(summary["bytes"]["up"]),
-            _size(summary["bytes"]["down"]),
-            _seconds(summary["simulated_seconds"]),
-            _seconds(summary["wall_seconds"]),
-            _size(summary["peak_rss_bytes"]),
+            size(summary["bytes"]["up"]),
+            size(summary["bytes"]["down"]),
+            duration(summary["simulated_seconds"]),
+            duration(summary["wall_seconds"]),
+            size(summary["peak_rss_bytes"]),
         )
     out.print(table)
 
@@ -124,7 +124,7 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -132,7 +132,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, hours = seconds / 60, seconds / 3600

@@ -108,6 +108,22 @@ def spec_of(tree: Tree) -> dict[str, Any]:
     }
 
 
+def extent(leaves: Mapping[str, Any], *, whole: bool = False) -> tuple[int, int]:
+    """The fewest and the most bytes of tensors that these leaves of a spec, by path, allow.
+
+    ``whole``: with everything that is optional, and of several forms none that is empty.
+    """
+    fewest = most = 0
+    for leaf in leaves.values():
+        if isinstance(leaf, OneOf):
+            sizes = [extent(choice, whole=whole) for choice in leaf.choices if choice or not whole]
+            fewest, most = fewest + min(low for low, _ in sizes), most + max(high for _, high in sizes)
+        elif isinstance(leaf, Array):
+            fewest += 0 if leaf.optional and not whole else leaf.fewest_values() * leaf.dtype.itemsize
+            most += leaf.most_bytes()
+    return fewest, most
+
+
 def optional(spec: Spec) -> dict[str, Any]:
     """The same spec with every leaf optional."""
     return {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from potluck.core import spec
 from potluck.core.errors import ConfigError
 from potluck.core.types import Device
@@ -45,10 +42,10 @@ def _least(
     method, desk = course.method, course.desk(1)
     net = deployed(method, None if method.traits.personal else first.state, None, device)
     if method.traits.peers:
-        up_bytes = down_bytes = (len(course.fleet.devices) - 1) * _least_bytes(spec_of_posts(course, device, 1))
+        up_bytes = down_bytes = (len(course.fleet.devices) - 1) * spec.extent(spec_of_posts(course, device, 1))[0]
     else:
         down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1)[0])
-        up_bytes = _least_bytes(course.letters.up.respec(method.expect(first.state, device, desk)))
+        up_bytes = spec.extent(course.letters.up.respec(method.expect(first.state, device, desk)))[0]
     epochs = experiment.train.epochs
     passes = epochs[device.tier] if isinstance(epochs, dict) else epochs
     flops = (1 + BACKWARD_COST) * forward_flops(net, shares.test.shape) * len(shares.train[device.id]) * passes
@@ -58,13 +55,3 @@ def _least(
         f"{up_bytes:,} bytes up": link.up_seconds(device, up_bytes),
     }
     return sum(parts.values()), ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts.items())
-
-
-def _least_bytes(leaves: Mapping[str, Any]) -> int:
-    total = 0
-    for leaf in leaves.values():
-        if isinstance(leaf, spec.OneOf):
-            total += min(_least_bytes(choice) for choice in leaf.choices)
-        elif isinstance(leaf, spec.Array) and not leaf.optional:
-            total += leaf.fewest_values() * leaf.dtype.itemsize
-    return total

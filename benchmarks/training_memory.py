@@ -1,0 +1,55 @@
+"""Resident memory that one device's round takes beyond the idle process, in bytes, one line a tier (Linux).
+
+    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/training_memory.py EXPERIMENT.toml
+
+Idle is after a round on two samples: libraries are loaded, kernels are made. With the variable glibc gives back what is
+free; without it, it keeps some.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from potluck.engines.device import OwnStore
+from potluck.engines.round import begin
+from potluck.engines.seam import Order
+from potluck.experiment import build, run
+from potluck.experiment.config import Experiment
+
+
+def now(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ready = run.prepare(Experiment.load(sys.argv[1]))
+    course, folder = ready.course, Path(tempfile.mkdtemp())
+    side = build.make_side(ready.experiment, ready.shares, folder / "own")
+    tiny = replace(side, store=OwnStore(folder / "tiny"), shard=lambda one: side.shard(one).take(torch.arange(2)))
+    state = begin(course).state
+    for tier in ready.experiment.fleet.tier:
+        device = max(
+            (one for one in course.fleet.devices if one.tier == tier.name), key=lambda one: len(side.shard(one))
+        )
+        down = {} if course.method.traits.peers else course.method.cast(state, device, course.desk(1))
+        made, _ = course.letters.write_down(down, 1)
+        verb = "post" if course.method.traits.peers else "train"
+        order = Order(device=device, round=1, verb=verb, frame=made)
+        tiny.answer(order)
+        idle = now("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        delivery = side.answer(order)
+        if delivery.status != "ok":
+            raise SystemExit(delivery.reason)
+        print(now("VmHWM") - idle)
+
+
+if __name__ == "__main__":
+    main()
