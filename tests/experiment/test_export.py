@@ -31,7 +31,7 @@ needs_onnx = pytest.mark.skipif(
 @pytest.fixture
 def ran(small: MakeExperiment, tmp_path: Path) -> Run:
     """A run of FedDLR on a small perceptron, whose model is compact."""
-    options = ("method.dense_rounds=0", "method.p_server=0.5", "rounds=1", "model.name=mlp")
+    options = ("method.dense_rounds=0", "method.p_model=0.5", "rounds=1", "model.name=mlp")
     return run.run(small("feddlr", *options), tmp_path / "run")
 
 

@@ -21,6 +21,7 @@ from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.run import Prepared, prepare
 from potluck.methods.feddlr import FedDLR
+from potluck.models import reference
 from potluck.models.fit import Trained
 from potluck.models.lowrank import low_rank_layers
 from potluck.models.matrix import Flatten
@@ -65,9 +66,11 @@ class Toy:
     def __init__(self, start_MN: Tensor, fit: Any, **options: Any) -> None:
         rows, columns = start_MN.shape
         nets = Nets({"one": lambda: nn.Linear(columns, rows, bias=False)}, shape=(columns,), classes=rows, seed=0)
-        given = {"error_feedback": False, "dense_rounds": 0}
+        given = {"error_feedback": False, "dense_rounds": 0, "down": "weight"}
         self.method = FedDLR(net=nets, fit=fit, **{**given, **options})
         self.state: Any = {"weights": pack({"weight": start_MN}, self._share, "squared", "o_ikk")}
+        if self.method.down == "update":
+            self.state["reference"] = reference.begin({"weight": start_MN})
         self.own: Any = None
         self.round = 0
 
@@ -101,16 +104,18 @@ def corner(*values: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("target", "p_server", "low", "high"),
+    ("target", "down", "p_server", "low", "high"),
     [
-        ("weight", 0.9, 0.0, 0.0),
-        ("weight", 0.999, 0.0, 0.0),
-        ("update", 0.9, 3.10, 3.44),
-        ("update", 0.999, 1.0, 1.0),
+        ("weight", "weight", 0.9, 0.0, 0.0),
+        ("weight", "weight", 0.999, 0.0, 0.0),
+        ("update", "weight", 0.9, 3.10, 3.44),
+        ("update", "weight", 0.999, 1.0, 1.0),
+        ("update", "update", 0.5, 1.0, 1.0),
     ],
 )
-def test_the_stall_toy(target: str, p_server: float, low: float, high: float) -> None:
-    toy = Toy(corner(10, 0), Towards(corner(10, 1)), target=target, p_server=p_server, p_client=0.9)
+def test_the_stall_toy(target: str, down: str, p_server: float, low: float, high: float) -> None:
+    options = {"target": target, "down": down, "p_server": p_server, "p_client": 0.9}
+    toy = Toy(corner(10, 0), Towards(corner(10, 1)), **options)
     seconds = [float(torch.linalg.svdvals(toy.play())[1]) for _ in range(200)][149:]
     within = 0.01 if high > 2 else 1e-6
     assert min(seconds) == pytest.approx(low, abs=within)
@@ -254,7 +259,13 @@ def states_of(ready: Prepared, rounds: int, place: Path) -> tuple[dict[str, Tens
 @pytest.mark.parametrize("target", ["weight", "update"])
 def test_all_dense_is_fedavg(small: MakeExperiment, tmp_path: Path, target: str) -> None:
     plain, plain_digest = states_of(prepare(small("fedavg")), 2, tmp_path / "fedavg")
-    options = (f"method.target={target}", "method.p_server=1", "method.p_client=1", "method.error_feedback=false")
+    options = (
+        f"method.target={target}",
+        f"method.down={target}",
+        "method.p_server=1",
+        "method.p_client=1",
+        "method.error_feedback=false",
+    )
     found, digest = states_of(prepare(small("feddlr", *options)), 2, tmp_path / "feddlr")
     if target == "weight":
         assert digest == plain_digest
@@ -281,7 +292,8 @@ COMPRESSED = ("method.dense_rounds=0", "method.p_client=0.5", "method.p_server=0
 
 @pytest.mark.parametrize("target", ["weight", "update"])
 def test_bytes_are_those_of_the_formula_and_never_more_than_dense(small: MakeExperiment, target: str) -> None:
-    ready = prepare(small("feddlr", *COMPRESSED, f"method.target={target}", "method.error_feedback=false"))
+    plain = (f"method.target={target}", "method.down=weight", "method.error_feedback=false")
+    ready = prepare(small("feddlr", *COMPRESSED, *plain))
     method, at, one = ready.course.method, desk_of(ready), ready.course.fleet.devices[1]
     state = method.start(desk_of(ready, 0))
     down = method.cast(state, one, at)
@@ -319,7 +331,8 @@ def test_the_first_rounds_are_dense(small: MakeExperiment, tmp_path: Path) -> No
 @pytest.mark.parametrize("flatten", ["o_ikk", "ok_ik"])
 @pytest.mark.parametrize("target", ["weight", "update"])
 def test_the_compact_model_computes_the_same(small: MakeExperiment, flatten: str, target: str) -> None:
-    options = (*COMPRESSED, f"method.flatten={flatten}", f"method.target={target}", "method.error_feedback=false")
+    options = (*COMPRESSED, f"method.flatten={flatten}", f"method.target={target}", "method.down=weight")
+    options = (*options, "method.error_feedback=false", *(["method.p_model=0.6"] if target == "update" else []))
     ready = prepare(small("feddlr", *options))
     method, one = ready.course.method, ready.course.fleet.devices[0]
     state = method.start(desk_of(ready, 0))
@@ -379,7 +392,10 @@ REFUSED = {
     ): "residual_max_age has no effect without error_feedback",
     ("method.residual_max_age=0",): "method.residual_max_age = 0: expected greater than or equal to 1",
     ("method.dense_rounds=-1",): "method.dense_rounds = -1",
-    ("method.p_server=1", "method.compact=true"): "method.compact has no effect with p_server = 1",
+    ("method.p_model=1", "method.compact=true"): "method.compact has no effect with p_model = 1",
+    ("method.target=weight", "method.error_feedback=false"): 'method.down = "update" needs target = "update"',
+    ("method.profile=faithful", "method.p_model=0.9"): 'method.p_model has no effect with target = "weight"',
+    ('wire.down=["int8"]',): 'is lossy and down = "update" recomputes what was sent',
     ("method.p_server=1", "method.p_client=1", "method.energy=plain"): "method.energy has no effect",
     ("method.energy=cubed",): "method.energy",
     ('wire.up=["topk"]',): "feddlr forbids it",
@@ -418,12 +434,12 @@ def test_warnings(small: MakeExperiment) -> None:
     assert short == ["dense_rounds = 5 of 2 rounds: nothing is ever compressed"]
     long = ("rounds=10",)
     assert prepare(small("feddlr", *long)).warnings == []
-    (cycle,) = prepare(small("feddlr", *long, "method.p_server=0.9")).warnings
+    (cycle,) = prepare(small("feddlr", *long, "method.down=weight", "method.p_server=0.9")).warnings
     assert "cycle" in cycle
     (stall,) = prepare(small("feddlr", *long, "method.profile=faithful")).warnings
     assert "stalls" in stall
 
 
 def test_codecs_chain_with_factors(small: MakeExperiment, tmp_path: Path) -> None:
-    options = (*COMPRESSED, 'wire.up=["int8","zstd"]', 'wire.down=["float16"]')
+    options = (*COMPRESSED, 'wire.up=["int8","zstd"]', "method.down=weight", 'wire.down=["float16"]')
     assert run.run(small("feddlr", *options), tmp_path / "run").summary["rounds"] == 2

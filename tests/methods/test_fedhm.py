@@ -19,6 +19,7 @@ from potluck.experiment.config import Experiment
 from potluck.experiment.run import Prepared, prepare
 from potluck.methods.fedhm import FedHM
 from potluck.models import spectra
+from potluck.models.matrix import to_matrix
 from potluck.models.nets import Nets
 from potluck.wire import frame
 
@@ -65,6 +66,7 @@ class Toy:
             seed=0,
         )
         given = {"weighting": "uniform", "keep_full": [], "rank_factor": dict(zip(tiers, factors, strict=True))}
+        given["retention"] = 1.0
         self.method = FedHM(net=nets, fit=None, **{**given, **options})  # type: ignore[arg-type]
         self.devices = [device(number, tier) for number, tier in enumerate(tiers)]
         self.state: Any = {"weights": {"0.weight": matrix_MN}}
@@ -125,6 +127,20 @@ def test_the_others_do_not(aggregation: str) -> None:
     assert before == pytest.approx(0.06260, rel=1e-3)
     for _ in range(20):
         assert outside_top(toy.play(1), 8) == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.usefixtures("toy_ranks")
+@pytest.mark.parametrize("retention", [0.9, 0.5])
+def test_what_was_not_sent_fades_by_the_retention(retention: float) -> None:
+    factors, rows = [1.0, 2.0, 4.0, 8.0], "all"
+    found = Toy(HARMONIC, factors, retention=retention, classifier_rows=rows).play(3)
+    s_K = torch.linalg.svdvals(found)
+    for place, absent in zip((7, 15, 31, 63), (0, 1, 2, 3), strict=True):
+        kept = (1 - (1 - retention) * absent / 4) ** 3
+        assert float(s_K[place]) == pytest.approx(kept / (place + 1), rel=1e-4)
+    nothing = Toy(HARMONIC, factors, retention=0.0, classifier_rows=rows).play(3)
+    replaced = Toy(HARMONIC, factors, aggregation="replace", classifier_rows=rows).play(3)
+    assert torch.allclose(nothing, replaced, atol=1e-6)
 
 
 @pytest.mark.usefixtures("toy_ranks")
@@ -258,7 +274,7 @@ def test_factor_one_everywhere_is_fedavg(small: MakeExperiment, tmp_path: Path, 
 
 
 def test_without_training_delta_changes_no_bit(small: MakeExperiment) -> None:
-    ready = prepare(small("fedhm"))
+    ready = prepare(small("fedhm", "method.retention=1"))
     state, at = ready.course.method.start(desk_of(ready, 0)), desk_of(ready)
     assert tree.equal(ready.course.method.merge(state, untrained(ready, state, at), at), state)
 
@@ -316,6 +332,25 @@ def test_a_class_that_no_small_device_has(small: MakeExperiment, rows: str, kept
     small_only = [reply for reply in replies if reply.device.tier == "small"]
     alone = method.merge(state, small_only, at)["weights"]["classifier.weight"]
     assert torch.allclose(alone[5], before[5] * (0.0 if kept is None else 1.0))
+
+
+def test_fresh_weights_start_at_the_rank_of_the_weakest_tier(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("fedhm", "method.rank_factor={small=8,large=2}"))
+    found = ready.course.method.start(desk_of(ready, 0))["weights"]
+    full = prepare(small("fedhm", "method.initial=full")).course.method.start(desk_of(ready, 0))["weights"]
+    for name, value in found.items():
+        layer, ranks = name.removesuffix(".weight"), {16: 2, 32: 4, 64: 8}
+        if layer not in SMALL_NET:
+            assert torch.equal(value, full[name]), name
+            continue
+        matrix_MN, rank = to_matrix(value, "ok_ik"), ranks[value.shape[0]]
+        assert torch.linalg.svdvals(matrix_MN)[rank] < 1e-5
+        best = spectra.decompose(to_matrix(full[name], "ok_ik"), name, rank=rank).truncated(rank)
+        assert float((matrix_MN - best).norm()) < 0.2 * float(best.norm())  # the randomised SVD is near the best
+    path = tmp_path / "trained.safetensors"
+    path.write_bytes(frame.encode(full))
+    trained = prepare(small("fedhm", f'model.init="{path}"')).course.method.start(desk_of(ready, 0))["weights"]
+    assert tree.equal(trained, full)
 
 
 def test_masked_logits_do_not_learn(small: MakeExperiment) -> None:
@@ -392,6 +427,10 @@ REFUSED = {
     ("method.temperature=2.0", "method.weighting=uniform"): 'temperature has no effect with weighting = "uniform"',
     ("method.temperature=8.0", "method.weighting=samples"): 'temperature has no effect with weighting = "samples"',
     ("method.keep_history=true",): 'method.keep_history has no effect with aggregation = "delta"; remove it.',
+    ("method.retention=0.5", "method.aggregation=replace"): 'retention has no effect with aggregation = "replace"',
+    ("method.retention=1.5",): "method.retention = 1.5: expected less than or equal to 1",
+    ("method.initial=low",): "method.initial",
+    ("method.initial=full", "method.rank_factor={small=1,large=1}"): "initial has no effect with rank factor 1",
     ("method.frobenius=0.1", "method.rank_factor={small=1,large=1}"): "frobenius has no effect with rank factor 1",
     ('wire.down=["int8"]',): "is lossy and aggregation = .delta. recomputes what was sent: drop the codec",
     ('wire.up=["topk"]',): "fedhm forbids it",

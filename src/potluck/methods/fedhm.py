@@ -6,6 +6,7 @@ Models via Low-rank Factorization*, 2021, arXiv 2111.14655.
     cast:    M = P S Qᵀ;   U = P_r √S_r,   V = √S_r Q_rᵀ,   r = max(round(O / f), 1)        M: (O·k) × (I·k)
     train:   loss + (λ/2) ‖U V‖²_F:   dU += λ U V Vᵀ,   dV += λ Uᵀ U V
     merge:   M_k = U_k V_k;   M ← Σ_k w_k M_k                                    ("replace"; the others: models/fuse.py)
+    start:   M ← T_r(M), r the rank of the weakest tier                                              ("low_rank"; ours)
 
 | symbol | name | meaning |
 |---|---|---|
@@ -15,10 +16,10 @@ Models via Low-rank Factorization*, 2021, arXiv 2111.14655.
 | λ | ``frobenius`` | decay of the product |
 | w_k, T | ``weighting``, ``temperature`` | n_k ("samples"), exp(-f_k / T) ("size_softmax"), or their product |
 
-*Departures*: ``delta`` (default) merges changes; with ``replace`` what a small device was not sent decays by its share,
-each round. ``rank_partitioned`` is another cure. A layer is dense where its rank does not pay. The randomised SVD may
-leave 1 % more error than the best; ``model`` takes the best. ``keep_history`` counts W as so many samples as the mean
-reply has. *Defaults*: ``faithful`` is the authors' code (the schedule that for CIFAR-10); ``recommended`` is ours.
+*Departures*: ``delta`` (default) merges changes; what a small device was not sent fades by ``retention``, and with
+``replace`` by its whole share. In fresh weights that part is noise: hence the low-rank start. A layer is dense where
+its rank does not pay. The randomised SVD may leave 1 % more error; ``model`` takes the best. ``keep_history`` counts W
+as the mean reply's samples. *Defaults*: ``faithful`` is the authors' code (schedule: CIFAR-10); ``recommended`` ours.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
 
-from annotated_types import Ge, Gt, Predicate
+from annotated_types import Ge, Gt, Le, Predicate
 from torch import Tensor, nn
 
 from potluck.core import meter
 from potluck.core.spec import Exactly, Integers, Number, Spec, spec_of
 from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
-from potluck.methods.lowrank_options import COLLAPSE, FEDHM, is_factor
+from potluck.methods.lowrank_options import COLLAPSE, FEDHM, idle_in_fedhm, is_factor
 from potluck.methods.protocol import Traits
 from potluck.methods.refuse import demand_effect, demand_lossless_down, demand_no_topk, dense_layers
 from potluck.models.fit import Fit
@@ -77,7 +78,9 @@ class FedHM:
     fit: Fit
     profile: Literal["faithful", "recommended"] = "recommended"
     aggregation: Literal["replace", "delta", "rank_partitioned"] = "delta"
-    weighting: Literal["uniform", "samples", "size_softmax", "samples_size"] = "samples_size"
+    retention: Annotated[float, Ge(0), Le(1)] = 0.9
+    initial: Literal["low_rank", "full"] = "low_rank"
+    weighting: Literal["uniform", "samples", "size_softmax", "samples_size"] = "samples"
     temperature: Annotated[float, Gt(0)] = 8.0
     frobenius: Annotated[float, Ge(0)] = 1e-4
     l2_on_factors: Annotated[float, Ge(0)] = 0.0
@@ -90,19 +93,13 @@ class FedHM:
     traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FEDHM})
 
     def check(self, setup: Setup) -> Sequence[str]:
-        factors, idle = {tier: self._factor(tier) for tier in setup.tiers}, {}
-        if self.weighting in ("uniform", "samples"):
-            idle["temperature"] = f'weighting = "{self.weighting}"'
-        if self.aggregation != "replace":
-            idle["keep_history"] = f'aggregation = "{self.aggregation}"'
-        if set(factors.values()) == {1.0}:
-            idle |= dict.fromkeys(("frobenius", "l2_on_factors", "classifier_rows"), "rank factor 1 everywhere")
-        demand_effect(setup.given, idle)
+        factors = {tier: self._factor(tier) for tier in setup.tiers}
+        demand_effect(setup.given, idle_in_fedhm(self, set(factors.values())))
         demand_no_topk(setup, "fedhm", "after each factorisation the coordinates mean something else")
         if self.aggregation == "delta":
-            demand_lossless_down(setup, "delta", "replace or rank_partitioned")
-        told = dense_layers(factors, factorisable(self.net(setup.tiers[0]), self._kept))
+            demand_lossless_down(setup, 'aggregation = "delta"', "replace or rank_partitioned")
         collapses = self.aggregation == "replace" and len(set(factors.values())) > 1
+        told = dense_layers(factors, factorisable(self.net(setup.tiers[0]), self._kept))
         return [*told, COLLAPSE] if collapses else told
 
     @property
@@ -114,7 +111,10 @@ class FedHM:
         return (self.rank_factor or {}).get(tier, 1.0)
 
     def start(self, desk: Desk) -> State:
-        return {"weights": weights_of(self.net(desk.devices[0].tier))}
+        state: State = {"weights": weights_of(self.net(desk.devices[0].tier))}
+        least = max(self._factor(device.tier) for device in desk.devices)
+        full = self.initial == "full" or least == 1 or not self.net.fresh
+        return state if full else {"weights": self._spectra(state, desk).truncated(least)}
 
     def _spectra(self, state: State, desk: Desk) -> Spectra:
         """The round's decompositions, for casting and for merging."""
@@ -164,7 +164,7 @@ class FedHM:
 
     def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
         spectra, factors, samples = self._spectra(state, desk), [], 0
-        fused = spectra.fused(self.aggregation, self._rows(state, spectra, desk))
+        fused = spectra.fused(self.aggregation, self._rows(state, spectra, desk), self.retention)
         for reply in replies:
             up, factor = reply.up, self._factor(reply.device.tier)
             fused.add(up["full"], up["u"], up["v"], self._weight(factor, up["samples"]), up.get("labels"))
@@ -181,9 +181,8 @@ class FedHM:
 
     def _rows(self, state: State, spectra: Spectra, desk: Desk) -> list[str]:
         """The classifier's tensors, where devices count with the rows of their own classes only."""
-        if self.classifier_rows == "all":
-            return []
-        names = classifier_tensors(self.net.loaded(desk.devices[0].tier, state["weights"]), self.net.classes)
+        net = self.net.loaded(desk.devices[0].tier, state["weights"])
+        names = [] if self.classifier_rows == "all" else classifier_tensors(net, self.net.classes)
         return [name for name in names if name.removesuffix(".weight") not in spectra.layers]
 
     def _weight(self, factor: float, samples: float) -> float:

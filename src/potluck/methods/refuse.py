@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from potluck.core.errors import ConfigError
@@ -24,13 +25,13 @@ def demand_no_topk(setup: Setup, method: str, because: str) -> None:
         raise ConfigError(f'wire.up = ["topk"] does not go with {method}: {because}; drop the codec')
 
 
-def demand_lossless_down(setup: Setup, aggregation: str, others: str) -> None:
+def demand_lossless_down(setup: Setup, option: str, others: str) -> None:
     """Raises ConfigError where a codec changes what devices receive, and the server goes by what it sent."""
     lossy = [name for name in setup.down_codecs if name not in LOSSLESS]
     if lossy:
         raise ConfigError(
-            f"wire.down = {lossy} is lossy and aggregation = {aggregation!r} recomputes what was sent: drop the codec "
-            f"(zstd is lossless), or choose {others}.".replace("'", '"')
+            f"wire.down = {json.dumps(lossy)} is lossy and {option} recomputes what was sent: drop the codec "
+            f"(zstd is lossless), or choose {others}."
         )
 
 

@@ -1,12 +1,13 @@
 """How replies of different rank become one matrix again: three fusions of a layer, fed reply by reply.
 
     replace            M <- Σ_k w_k M_k                           what was not sent decays to the smallest rank
-    delta              M <- M + Σ_k w_k (M_k - T_{r_k}(M))        what was not sent survives untouched
+    delta              M <- M + Σ_k w_k (M_k - T_{r_k}(M) - (1 - ρ)(M - T_{r_k}(M)))     what was not sent survives
     rank_partitioned   each band of singular directions is averaged over the replies that reach it; above the largest
                        rank that came back stands M's own part
 
-M_k = U_k V_k of rank r_k, or a full matrix; T_r(M) is what was sent at rank r; w_k are normalised. The first is FedHM's
-(arXiv 2111.14655), the last after raFLoRA (arXiv 2602.13486), of which we know the abstract.
+M_k = U_k V_k of rank r_k, or a full matrix; T_r(M) is what was sent at rank r; w_k are normalised. The retention ρ is
+the share of what a device was not sent that its reply leaves in place: 1 leaves it untouched, 0 is "replace". The first
+is FedHM's (arXiv 2111.14655), the last after raFLoRA (arXiv 2602.13486), of which we know the abstract.
 """
 
 from __future__ import annotations
@@ -31,11 +32,22 @@ Piece = Tensor | tuple[Tensor, Tensor]
 class Fusion(ABC):
     """The next matrix of one layer."""
 
-    def __init__(self, name: str, matrix_MN: Tensor, sent: Callable[[int], Tensor], ranks: Iterable[int]) -> None:
-        """``sent(r)`` is T_r(M), to the bit what devices of rank r were sent; ``ranks`` are those of the fleet."""
+    def __init__(
+        self,
+        name: str,
+        matrix_MN: Tensor,
+        sent: Callable[[int], Tensor],
+        ranks: Iterable[int],
+        retention: float = 1.0,
+    ) -> None:
+        """``sent(r)`` is T_r(M), to the bit what devices of rank r were sent; ``ranks`` are those of the fleet.
+
+        ``retention`` is ρ, which only "delta" has.
+        """
         self.name = name
         self.matrix_MN = matrix_MN
         self.sent = sent
+        self.retention = retention
         side = min(matrix_MN.shape)
         self.edges = sorted({0, side, *(min(rank, side) for rank in ranks)})
         self.prepare()
@@ -75,7 +87,10 @@ class Delta(Fusion):
 
     def add(self, piece: Piece, weight: float) -> None:
         before = self.matrix_MN if isinstance(piece, Tensor) else self.sent(piece[0].shape[1])
-        self.mean.add({"m": product(piece) - before}, weight)
+        change = product(piece) - before
+        if self.retention < 1:
+            change = change.sub_(self.matrix_MN - before, alpha=1 - self.retention)
+        self.mean.add({"m": change}, weight)
 
     def result(self) -> Tensor:
         change: Tensor = self.mean.result()["m"]

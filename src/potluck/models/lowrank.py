@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from potluck.models.keep_full import candidates
 from potluck.models.matrix import Flatten, break_even, from_matrix, matrix_shape, to_matrix
+from potluck.models.nets import load
+from potluck.models.packing import Packed, unpack
 from potluck.models.svd import Energy, decompose
 
 
@@ -138,6 +140,18 @@ def compact(net: nn.Module, share: float, energy: Energy = "squared", flatten: F
     for name, layer in low_rank_layers(made).items():
         if name in cheaper:
             _fill(layer, *found[name].factors(cheaper[name]))
+    return made
+
+
+def from_packed(net: nn.Module, packed: Packed, flatten: Flatten, *, small: bool) -> nn.Module:
+    """``net`` with packed weights, multiplied out; with ``small``, a copy whose factored layers are low-rank."""
+    pairs = {layer: packed[f"{layer}.weight"] for layer in candidates(net)} if small else {}
+    pairs = {layer: node for layer, node in pairs.items() if "a" in node}
+    made = low_rank(net, {layer: node["a"].shape[1] for layer, node in pairs.items()}, flatten)
+    whole = {name: node for name, node in packed.items() if name.removesuffix(".weight") not in pairs}
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    u, v = ({layer: node[part] for layer, node in pairs.items()} for part in ("a", "b"))
+    load(made, with_factors(unpack(whole, shapes, flatten), u, v))
     return made
 
 

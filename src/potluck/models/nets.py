@@ -69,6 +69,11 @@ class Nets:
             load(net, self._initial)
         return self._placed(net)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the initial weights are random, not from a file."""
+        return self._initial is None
+
     def loaded(self, tier: str, weights: Weights) -> nn.Module:
         """The resident net of the tier with these weights: lent until the next call for that tier."""
         return self.lent(tier, weights, lambda: self(tier))

@@ -59,6 +59,13 @@ def unpack(packed: Mapping[str, Mapping[str, Tensor]], shapes: Shapes, flatten: 
     return {name: unpack_one(node, shapes[name], flatten) for name, node in packed.items()}
 
 
+def left_out(weights: Mapping[str, Tensor], packed: Packed, flatten: Flatten) -> dict[str, Tensor]:
+    """``weights`` minus what their packed form holds, of the tensors that travel as factors: nothing else loses any."""
+    factored = {name: node for name, node in packed.items() if "a" in node}
+    sent = unpack(factored, {name: tuple(weights[name].shape) for name in factored}, flatten)
+    return {name: weights[name] - value for name, value in sent.items()}
+
+
 def packed_spec(weights: Mapping[str, Tensor], flatten: Flatten, *, dense: bool) -> dict[str, Any]:
     """What a packed form of these weights may look like; only the dense one where ``dense``."""
     made: dict[str, Any] = {}

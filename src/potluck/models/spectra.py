@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potluck.models.fuse import FUSIONS, Fused, Fusion
 from potluck.models.keep_full import ranks_by_factor
-from potluck.models.matrix import Flatten, to_matrix
+from potluck.models.matrix import Flatten, from_matrix, to_matrix
 from potluck.models.svd import Svd, decompose
 
 FLATTEN: Flatten = "ok_ik"
@@ -62,12 +62,19 @@ class Spectra:
             self._cuts[factor] = full, u, v
         return self._cuts[factor]
 
-    def fused(self, kind: str, rows: Sequence[str]) -> Fused:
+    def truncated(self, factor: float) -> dict[str, Tensor]:
+        """The weights, each layer multiplied out at the rank that a device of this factor holds."""
+        full, u, v = self.cut(factor)
+        shapes = {layer: tuple(self.layers[layer]) for layer in u}
+        return {**full, **{f"{n}.weight": from_matrix(u[n] @ v[n], shape, FLATTEN) for n, shape in shapes.items()}}
+
+    def fused(self, kind: str, rows: Sequence[str], retention: float) -> Fused:
         """What gathers the replies; ``kind`` names a fusion, ``rows`` the tensors that are averaged row by row."""
 
         def fusion(layer: str) -> Fusion:
+            matrix_MN, ranks = self.matrix(layer), self.fleet_ranks(layer)
             return FUSIONS[kind](
-                layer, self.matrix(layer), lambda rank: self.svd(layer).truncated(rank), self.fleet_ranks(layer)
+                layer, matrix_MN, lambda rank: self.svd(layer).truncated(rank), ranks, retention=retention
             )
 
         return Fused(self.weights, {layer: fusion(layer) for layer in self.layers}, rows, FLATTEN)
