@@ -53,9 +53,11 @@ RANKS: dict[str, tuple[str, ...]] = {
     "fedhm, batch_stat": ("model.norm=batch_stat",),
     "fedhm, replace, batch_stat": ("method.aggregation=replace", "model.norm=batch_stat"),
     "fedhm, replace": ("method.aggregation=replace",),
+    "fedhm, delta alone": ("method.initial=full", "method.retention=1.0", "method.weighting=samples_size"),
+    "fedhm, retention 1": ("method.retention=1.0",),
     "fedhm, rank_partitioned": ("method.aggregation=rank_partitioned",),
-    "fedhm, T = 1": ("method.temperature=1.0",),
     "fedhm, faithful": ("method.profile=faithful", *SAME_TRAINING),
+    "fedhm, faithful, the recipe's training": ("method.profile=faithful",),
     "fedhm, faithful, own training": ("method.profile=faithful",),
 }
 UPDATE = "method.send=update"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from potluck.core import tree
+from potluck.core.errors import ModelError
 from potluck.models.reference import Reference, advance, begin, follow, message
 
 
@@ -49,6 +51,19 @@ def test_a_device_that_was_away_for_too_long_is_sent_everything() -> None:
         reference = advance(reference, weights, [7], 0.9999, "squared", "o_ikk")
     assert "steps" in message(reference, 7)
     assert message(reference, 8).keys() == message(reference, 9).keys() == {"weights"}
+
+
+def test_a_message_that_does_not_fit_is_refused() -> None:
+    held = {"w": normal(20, 30)}
+    step = {"w": {"a": normal(20, 2), "b": normal(2, 29)}}
+    for before, told in (
+        (None, {"steps": {"2": {"w": {"a": normal(20, 2), "b": normal(2, 30)}}}}),
+        (held, {"steps": {"2": step}}),
+        (held, {"steps": {"2": {"other": step["w"]}}}),
+        (held, {}),
+    ):
+        with pytest.raises(ModelError, match=r"a step that does not fit|does not hold"):
+            follow(before, told, "o_ikk")  # type: ignore[arg-type]
 
 
 def test_a_dense_step_is_sent_as_the_weights_themselves() -> None:

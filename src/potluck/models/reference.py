@@ -15,6 +15,7 @@ from typing import NotRequired, TypedDict
 from torch import Tensor
 
 from potluck.core import tree
+from potluck.core.errors import ModelError
 from potluck.models.matrix import Flatten
 from potluck.models.packing import Packed, Shapes, pack, unpack
 from potluck.models.svd import Energy
@@ -78,13 +79,17 @@ def message(reference: Reference, device: int) -> Message:
 
 
 def follow(held: Mapping[str, Tensor] | None, told: Message, flatten: Flatten) -> Weights:
-    """X, on a device that held ``held``."""
-    if "weights" in told:
-        return {name: node["dense"] for name, node in told["weights"].items()}
-    assert held is not None, "steps were sent to a device that holds nothing"
-    x = dict(held)
-    for key in sorted(told["steps"]):
-        x = _apply(x, told["steps"][key], flatten)
+    """X, on a device that held ``held``. ModelError for a message that does not fit it."""
+    if "weights" not in told and held is None:
+        raise ModelError("steps to a model that this device does not hold")
+    try:
+        if "weights" in told:
+            return {name: node["dense"] for name, node in told["weights"].items()}
+        x = dict(held or {})
+        for key in sorted(told["steps"]):
+            x = _apply(x, told["steps"][key], flatten)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"a step that does not fit the model: {error}") from None
     return x
 
 
