@@ -271,6 +271,7 @@ def test_version_and_help(potluck: Potluck) -> None:
         "resume",
         "compare",
         "plan",
+        "probe",
         "report",
         "export",
         "split",

@@ -114,6 +114,7 @@ def compare(
 
 
 app.command()(cli_plan.plan)
+app.command()(cli_plan.probe)
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""The command that plans a run. No logic here, as in cli.py, which adds it to its own."""
+"""The commands that help to choose, plan and probe. No logic here, as in cli.py, which adds them to its own."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from potluck.cli_fleet import File, Overrides
+from potluck.core.errors import ConfigError
 from potluck.display import err, out
 from potluck.display_plan import show_plans
 
@@ -62,3 +64,34 @@ def plan(
         out.print(str(new_file), soft_wrap=True)
     if all(one.reason for one in plans):
         raise SystemExit(WRONG_INPUT)
+
+
+def probe(
+    connect: Annotated[str, typer.Option(metavar="HOST:PORT", help="Measure the link to a probe that listens.")] = "",
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Be the other end of a link, until Ctrl-C.")] = "",
+    name: Annotated[str, typer.Option(help="The tier's name.")] = "device",
+    model: Annotated[str, typer.Option(help="The net whose training is timed.")] = "resnet20",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Torch threads, as in [engine] threads.")] = 1,
+) -> None:
+    """Measures this device's speed, memory and perhaps link, and prints its tier table for an experiment file.
+
+    Example: potluck probe --listen 0.0.0.0:7450 on the server, then potluck probe --connect server:7450 on the device
+    """
+    from potluck.engines import probe_link
+    from potluck.experiment import probe as probing
+
+    if connect and listen:
+        raise ConfigError("--connect and --listen: the two ends of a link; give one of them")
+    if listen:
+        with probe_link.server(*probe_link.address("--listen", listen)) as serving, suppress(KeyboardInterrupt):
+            host, port = serving.server_address[:2]
+            out.print(f"listening on {host!s}:{port}; Ctrl-C ends it", soft_wrap=True)
+            serving.serve_forever()
+        return
+    found = probe_link.address("--connect", connect) if connect else None
+    with err.status("timing training steps") as status:
+        fast = probing.speed(model, threads)
+        link = None
+        if found:
+            link = probe_link.measure(*found, lambda what: status.update(f"timing the link: {what}"))
+    typer.echo(probing.tier_table(name, fast, probing.free_bytes(), link, connect), nl=False)
