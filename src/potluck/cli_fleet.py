@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from potluck.attend import attended
 from potluck.display import out
@@ -28,6 +29,7 @@ def peer(
     key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     ca: Annotated[Path | None, typer.Option(help="The CA's certificate.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="tcp on 127.0.0.1, for tests.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Trains nothing: who is reached, and how fast.")] = False,
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")] = None,
     quiet: Quiet = False,
@@ -53,8 +55,21 @@ def peer(
         max_frame_mb=loaded.engine.max_frame_mb,
     )
     place = Place(links=links, data=data, public=public, test=test)
+    if check:
+        raise SystemExit(show_reach(loaded, place))
     out_dir = folder or Path("runs") / f"{loaded.name}-peer-{number}"
     attended(lambda listener: run_peer(loaded, place, out_dir, listener), out_dir, quiet, AGAIN)
+
+
+def show_reach(experiment: Any, place: Any) -> int:
+    """Says how each other peer is reached; the exit code, 0 where all are."""
+    from potluck.experiment.reach import check_peers
+
+    found = check_peers(experiment, place)
+    for reach in found:
+        told = reach.fault or f"round trip {1000 * reach.round_trip_s:.1f} ms, {reach.bytes_per_s / 1e6:.2f} MB/s"
+        out.print(escape(f"peer {reach.peer} ({reach.endpoint}): {told}"), soft_wrap=True)
+    return int(any(reach.fault for reach in found))
 
 
 def certificates(

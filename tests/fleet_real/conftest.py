@@ -70,10 +70,10 @@ class World:
             *(word for name, value in other.items() for word in ("--set", f"{name.replace('__', '.')}={value}")),
         ]
 
-    def start(self, peer: int, **other: str) -> subprocess.Popen[str]:
+    def start(self, peer: int, *words: str, **other: str) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
-            self.command(peer, **other),
+            [*self.command(peer, **other), *words],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ from potluck.engines.certificates import common_name, demand_pair, peer_name
 ENDPOINT = re.compile(r"(tls|quic|tcp)/(\[[0-9a-fA-F:.]+\]|[^/\s:]+):(\d{1,5})")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PROBE_S = 3.0
+SOUND = "reachable, and TLS is sound; does it run the same experiment?"
 EXPIRED, WRONG_NAME, UNKNOWN_CA = (10,), (62, 64), (18, 19, 20, 21)
 """OpenSSL's verification codes."""
 
@@ -105,22 +106,24 @@ class Links:
         """What is wrong with each endpoint that is dialled, in words."""
         if not self.connect:
             return f"nobody has dialled {self.listen}, and --connect names nobody"
-        return "; ".join(f"{peer_name(peer)} at {end}: {self._probe(end)}" for peer, end in self.connect.items())
+        return "; ".join(f"{peer_name(peer)} at {end}: {self.probe(end)}" for peer, end in self.connect.items())
 
-    def _probe(self, endpoint: str) -> str:
+    def probe(self, endpoint: str) -> str:
         """One plain TLS handshake: refused, unreachable, unknown CA, expired, wrong name, or sound."""
         found = ENDPOINT.fullmatch(endpoint)
         assert found is not None, "checked before"
         host, port = found[2].strip("[]"), int(found[3])
         try:
             with socket.create_connection((host, port), timeout=PROBE_S) as raw:
-                return "reachable" if found[1] != "tls" else self._handshake(raw, host)
+                return SOUND if found[1] != "tls" else self._handshake(raw, host)
         except ssl.SSLCertVerificationError as error:
             return self._fault(error)
         except ssl.SSLError as error:
             return f"it refuses our certificate ({error.reason}): another CA, or expired; {self._verify()}"
         except ConnectionRefusedError:
             return f"refused: nothing listens there; nc -vz {host} {port}"
+        except socket.gaierror as error:
+            return f"the name {host} is not resolved ({error.strerror})"
         except OSError as error:
             return f"unreachable ({error}); nc -vz {host} {port}"
 
@@ -129,7 +132,7 @@ class Links:
         context.load_cert_chain(str(self.cert), str(self.key))
         with context.wrap_socket(raw, server_hostname=host) as secure, contextlib.suppress(TimeoutError):
             secure.recv(1)  # with TLS 1.3 a refusal of our certificate arrives after the handshake
-        return "reachable, and TLS is sound; does it run the same experiment?"
+        return SOUND
 
     def _fault(self, error: ssl.SSLCertVerificationError) -> str:
         if error.verify_code in EXPIRED:

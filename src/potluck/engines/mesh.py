@@ -30,6 +30,7 @@ except ImportError:
 
 HELD_ROUNDS = 2
 NOT_READY, GONE, DONE = b"not-ready", b"gone", b"done"
+PROBE, PROBE_BYTES = "probe", 1_000_000
 FIRST_PAUSE_S, LONGEST_PAUSE_S, POLL_S = 0.2, 1.6, 0.02
 
 
@@ -84,6 +85,8 @@ class Mesh:
         """Runs in zenoh's thread: only looks up and replies."""
         with query:
             *_, word, _ = str(query.key_expr).split("/")
+            if word == PROBE:
+                query.reply(query.key_expr, bytes(PROBE_BYTES) if query.payload else b"")
             if not word.startswith("r") or not word[1:].isdigit():
                 return
             try:
@@ -171,12 +174,29 @@ class Mesh:
             pause = min(2 * pause, LONGEST_PAUSE_S)
         return Answer(status="lost", reason=f"device {peer}: no post within {deadline_s:g} s", seconds=deadline_s)
 
+    def probe(self, peer: int, timeout_s: float) -> tuple[float, float] | None:
+        """(seconds of a round trip, bytes per second of a probe) of a linked peer; None where it does not answer."""
+        seconds = []
+        for asks, size in ((None, 0), (None, 0), (b"full", PROBE_BYTES)):  # the first one opens the way
+            start = time.monotonic()
+            frames, _ = self._told(f"{self._run}/{PROBE}/{peer}", peer, timeout_s, asks)
+            if [len(frame) for frame in frames] != [size]:
+                return None
+            seconds.append(time.monotonic() - start)
+        return seconds[1], PROBE_BYTES / max(seconds[2] - seconds[1], 1e-6)
+
     def _once(self, round: int, peer: int, timeout_s: float) -> tuple[list[bytes], set[bytes]]:
         """(the frames that the peer itself answered with, the errors that were told)."""
+        return self._told(f"{self._run}/r{round}/{peer}", peer, timeout_s)
+
+    def _told(
+        self, key: str, peer: int, timeout_s: float, payload: bytes | None = None
+    ) -> tuple[list[bytes], set[bytes]]:
         frames: list[bytes] = []
         said: set[bytes] = set()
         for reply in self._session.get(
-            f"{self._run}/r{round}/{peer}",
+            key,
+            payload=payload,
             target=zenoh.QueryTarget.ALL,
             consolidation=zenoh.ConsolidationMode.NONE,
             timeout=timeout_s,

@@ -35,6 +35,7 @@ from potluck.experiment.run import SILENCE, Listener, Prepared, facts_of, finish
 from potluck.methods import METHODS
 
 RUN_LETTERS = 16
+MANY = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,11 @@ def run_peer(experiment: Experiment, place: Place, out: str | Path | None = None
             return _play(_here(ready, place, folder), place, folder, snapshot, listener)
 
 
+def run_of(experiment: Experiment) -> str:
+    """What the keys of the mesh begin with: peers of another experiment do not hear one another."""
+    return f"potluck/{config_digest(experiment)[:RUN_LETTERS]}"
+
+
 def prepare_peer(experiment: Experiment, place: Place) -> Prepared:
     """The experiment found sound for this peer, with its own data. Raises ConfigError, DataError or ModelError."""
     asked, experiment = experiment, resolved(experiment)
@@ -82,10 +88,20 @@ def prepare_peer(experiment: Experiment, place: Place) -> Prepared:
         raise ConfigError(f"engine.min_peers = {experiment.engine.min_peers}: expected 0 to {devices - 1}")
     place.links.check(devices)
     shares = _shares(experiment, place, devices)
-    warnings = build.check(experiment, shares, given_options(asked))
+    warnings = [*build.check(experiment, shares, given_options(asked)), *_many(devices)]
     nets = build.make_nets(experiment, shares.test.shape, shares.test.classes)
     course = build.make_course(experiment, shares, build.make_method(experiment, nets))
     return Prepared(experiment=experiment, shares=shares, course=course, warnings=warnings)
+
+
+def _many(devices: int) -> list[str]:
+    """A warning where a mesh costs much more than a relay would."""
+    if devices <= MANY:
+        return []
+    return [
+        f"{devices} peers: each sends its post {devices - 1} times a round. On thin up-links a relay is cheaper, which "
+        "takes one post of each and sends one sum back: [engine] relay = true, with potluck serve and potluck join"
+    ]
 
 
 def _shares(experiment: Experiment, place: Place, devices: int) -> Shares:
@@ -135,8 +151,7 @@ def _play(here: Here, place: Place, folder: store.RunFolder, snapshot: Snapshot,
     others = [device.id for device in course.fleet.devices if device != here.me]
     before, start = store.read_manifest(folder.path)["facts"]["wall_seconds"], time.perf_counter()
     _demand_small(here, place)
-    run = f"potluck/{config_digest(experiment)[:RUN_LETTERS]}"
-    with open_mesh(place.links, run, len(others) + 1) as mesh:
+    with open_mesh(place.links, run_of(experiment), len(others) + 1) as mesh:
         listener.begins(experiment, folder.path, snapshot.round, here.ready.warnings)
         if snapshot.round < experiment.rounds:
             mesh.join(engine.min_peers, engine.join_timeout_s)
