@@ -17,6 +17,7 @@ from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.run import Prepared, prepare
 from potluck.models.coordinate_mean import CoordinateMean
+from potluck.models.norms import from_moments, moments, statistics_of, without_running_statistics
 from potluck.models.zoo import count_parameters
 from potluck.wire import frame
 
@@ -132,17 +133,44 @@ def test_evaluation_does_not_depend_on_the_scaler(small: MakeExperiment) -> None
     assert not torch.allclose(found[0][1], found[1][1])
 
 
-def test_static_batch_norm_keeps_no_statistics_and_says_how_it_is_evaluated(
-    small: MakeExperiment, tmp_path: Path
-) -> None:
-    ready = prepare(small("heterofl", "method.width={small=0.3,large=1}", "model.norm=batch"))
-    assert "statistics of each test batch" in ready.warnings[0]
+STATIC = ("method.width={small=0.3,large=1}", "model.norm=batch")
+
+
+def test_static_batch_norm_takes_its_statistics_in_the_last_round(small: MakeExperiment, tmp_path: Path) -> None:
+    ready = prepare(small("heterofl", *STATIC))
+    assert "round 2 takes its statistics from the devices" in ready.warnings[0]
     state = ready.course.method.start(desk_of(ready, 0))
     assert not [name for name in state["weights"] if "running" in name or "batches" in name]
     net = ready.course.method._net("small")
     assert {layer.num_features for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)} == {5, 10, 20}
-    found = run.run(small("heterofl", "method.width={small=0.3,large=1}", "model.norm=batch"), tmp_path / "run")
-    assert found.summary["accuracy"]["mean"] > 0
+    trained = run.run(small("heterofl", *STATIC, "rounds=1", "train.schedule_rounds=2"), tmp_path / "run")
+    before = {tier: trained.model(tier).state_dict() for tier in ("small", "large")}
+    after = run.resume(tmp_path / "run", more_rounds=1)
+    for tier, one in before.items():
+        other = after.model(tier).state_dict()
+        assert all(torch.equal(other[name], value) for name, value in one.items())  # the pass trains nothing
+        held = {name for name in other if name not in one}
+        assert held == {n for n in other if n.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked")}
+        assert len(held) == 3 * 7
+    up = [row["tensor_bytes"] for row in after.ledger if row["round"] == 2 and row["direction"] == "up"]
+    assert max(up) == 4 * 2 * (16 + 2 * (16 + 32 + 64))
+    single = after.model("small").eval()
+    x_BCHW = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(single(x_BCHW)[:1], single(x_BCHW[:1]), atol=1e-5)  # no longer a matter of the batch
+    again = run.resume(tmp_path / "run", more_rounds=1)
+    assert not [name for name in again.model("small").state_dict() if "running" in name]  # they were of other weights
+
+
+def test_pooled_statistics_are_those_of_all_samples() -> None:
+    torch.manual_seed(0)
+    net = without_running_statistics(nn.Sequential(nn.BatchNorm2d(3)))
+    x_BCHW = torch.randn(12, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) + 4
+    mean = tree.WeightedMean()
+    for part in (x_BCHW[:2], x_BCHW[2:9], x_BCHW[9:]):
+        mean.add(moments(statistics_of(net, part.split(4))), float(len(part)))
+    found = from_moments(mean.result())
+    assert torch.allclose(found["0.running_mean"], x_BCHW.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(found["0.running_var"], x_BCHW.var((0, 2, 3), correction=0), rtol=1e-4)
 
 
 REFUSED = {

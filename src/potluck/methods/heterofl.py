@@ -15,10 +15,13 @@ Clients*, 2020, arXiv 2010.01264.
 
 With ``mask``, rows of the classifier are averaged over those devices that have the class.
 
-*Departures*: in a net with GroupNorm widths are rounded up to whole groups of 4 channels. Static BatchNorm
-(``[model] norm = "batch"``) keeps no running statistics: the paper then fills them in a pass over all devices' data,
-which costs a round and leaks statistics. We do not make that pass: such nets are evaluated with the statistics of each
-test batch, so their accuracy depends on its size and order. With GroupNorm, the default, it does not.
+Static BatchNorm (``[model] norm = "batch"``) keeps no running statistics while it trains. Round ``[train]
+schedule_rounds``, the last one, is a pass over the devices' data instead of training: each sends mean and variance of
+what reaches its norms, and those of a width are pooled. It costs a round, and statistics leave the devices. Before it,
+and after further rounds, such nets are evaluated with the statistics of each test batch.
+
+*Departures*: in a net with GroupNorm, the default, widths are rounded up to whole groups of 4 channels. The paper's
+pass makes one set of statistics, ours one for each width, as activations differ between widths.
 *Defaults*: ``width`` is ours (0.25, 0.5, 1 from the weakest tier on); scaler, mask and v_k = 1 are the paper's.
 """
 
@@ -32,15 +35,17 @@ import torch
 from annotated_types import Predicate
 from torch import Tensor, nn
 
-from potluck.core.spec import Integers, Number, Spec, spec_of
+from potluck.core import meter, tree
+from potluck.core.spec import Array, Integers, Number, Spec, spec_of
 from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
 from potluck.methods.protocol import Traits
 from potluck.methods.refuse import demand_effect, demand_no_topk
 from potluck.models.coordinate_mean import CoordinateMean
 from potluck.models.fit import Fit
+from potluck.models.flops import forward_flops
 from potluck.models.labels import classifier_tensors, masked, present
 from potluck.models.nets import Nets, load, weights_of
-from potluck.models.norms import without_running_statistics
+from potluck.models.norms import from_moments, moments, statistics_of, without_running_statistics
 from potluck.models.slim import IndexMap, narrow, slice_weights
 
 Weights = dict[str, Tensor]
@@ -54,15 +59,17 @@ def _is_width(value: float) -> bool:
 
 
 class State(TypedDict):
-    """On the server; on the way down the same, sliced."""
+    """On the server; on the way down the weights, sliced. After a pass also its statistics, by width."""
 
     weights: Weights
+    statistics: NotRequired[dict[str, Weights]]
 
 
 class Up(TypedDict):
-    """On the way up: the slice after training, the samples, and with ``mask`` the classes at hand."""
+    """On the way up: the slice after training, the samples, and with ``mask`` the classes at hand; or statistics."""
 
-    weights: Weights
+    weights: NotRequired[Weights]
+    statistics: NotRequired[Weights]
     samples: int
     labels: NotRequired[list[int]]
 
@@ -86,9 +93,10 @@ class HeteroFL:
             demand_effect(setup.given, {"scaler": "width 1 everywhere"})
         for tier in setup.tiers:
             self._net(tier)  # raises ModelError where a slice would cut a group or join channels
-        kept, net = self.net(setup.tiers[0]), self._full(setup.tiers[0])
-        if kept.state_dict().keys() != net.state_dict().keys():
-            return ["BatchNorm: evaluated with the statistics of each test batch, whose size and order then matter"]
+        if self._statistics(setup.tiers[0]):
+            return [
+                f"BatchNorm: round {self.fit.schedule_rounds} takes its statistics from the devices, and trains not"
+            ]
         return ()
 
     def _rate(self, tier: str) -> float:
@@ -105,6 +113,19 @@ class HeteroFL:
         shapes = self.net.shapes(("heterofl", tier), lambda: self._net(tier))
         return {name: tuple(slice(0, size) for size in shape) for name, shape in shapes.items()}
 
+    def _statistics(self, tier: str) -> dict[str, tuple[int, ...]]:
+        """The running statistics that the tier's net would hold: name -> shape."""
+        shapes = self.net.shapes(("heterofl", "tracked", tier), lambda: self._tracked(tier))
+        return {name: shape for name, shape in shapes.items() if name.endswith(("running_mean", "running_var"))}
+
+    def _tracked(self, tier: str) -> nn.Module:
+        return narrow(self.net(tier), self._rate(tier), self.net.shape, scaler=self.scaler)
+
+    def _passes(self, round: int, tier: str) -> bool:
+        """Whether the round takes statistics."""
+        every = self.fit.schedule_rounds
+        return every > 1 and round % every == 0 and bool(self._statistics(tier))
+
     def start(self, desk: Desk) -> State:
         return {"weights": weights_of(self._full(desk.devices[0].tier))}
 
@@ -118,18 +139,27 @@ class HeteroFL:
     def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
         tier, labels = task.device.tier, present(task.data)
         net = self.net.lent(("heterofl", tier), down["weights"], lambda: self._net(tier))
+        if self._passes(task.round, tier):
+            batches = (x for x, _, _ in self.fit.batches(task.data, task.rng("statistics"), 1))
+            meter.add_flops(forward_flops(net, self.net.shape) * len(task.data))
+            return None, {"statistics": statistics_of(net, batches), "samples": len(task.data)}
         objective = masked(self.fit.loss, labels, self.net.classes) if self.mask else None
         trained = self.fit.train(net, task, objective=objective)
         up: Up = {"weights": weights_of(net), "samples": trained.samples}
         return None, {**up, "labels": labels} if self.mask else up
 
     def expect(self, state: State, device: Device, desk: Desk) -> Spec:
-        most = self.net.classes
+        samples, most = Number(kind=int, low=1, high=MOST_SAMPLES), self.net.classes
+        if self._passes(desk.round, device.tier):
+            shapes = self._statistics(device.tier)
+            wanted = {name: Array(dtype=torch.float32, shape=shape) for name, shape in shapes.items()}
+            return {"statistics": wanted, "samples": samples}
         labels = {"labels": Integers(low=0, high=most - 1, most=most)} if self.mask else {}
-        samples = Number(kind=int, low=1, high=MOST_SAMPLES)
         return {**spec_of(self.cast(state, device, desk)), "samples": samples, **labels}
 
     def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+        if self._passes(desk.round, desk.devices[0].tier):
+            return self._pooled(state, replies)
         mean, answered = CoordinateMean(state["weights"]), False
         names = classifier_tensors(self._full(desk.devices[0].tier), self.net.classes) if self.mask else ()
         for reply in replies:
@@ -139,9 +169,20 @@ class HeteroFL:
             mean.add(reply.up["weights"], weight, self._index(reply.device.tier), rows)
         return {"weights": mean.result()} if answered else state
 
+    def _pooled(self, state: State, replies: Iterable[Reply[Up]]) -> State:
+        """The statistics of each width, over the samples of its devices."""
+        means: dict[str, tree.WeightedMean] = {}
+        for reply in replies:
+            mean = means.setdefault(f"{self._rate(reply.device.tier):g}", tree.WeightedMean())
+            mean.add(moments(reply.up["statistics"]), float(reply.up["samples"]))
+        found = {rate: from_moments(mean.result()) for rate, mean in means.items()}
+        return {"weights": state["weights"], "statistics": found} if found else state
+
     def model(self, state: State, own: None, device: Device) -> nn.Module:
-        net = self._net(device.tier)
-        load(net, slice_weights(state["weights"], self._index(device.tier)))
+        weights = slice_weights(state["weights"], self._index(device.tier))
+        found = state.get("statistics", {}).get(f"{self._rate(device.tier):g}")
+        net = self._net(device.tier) if found is None else self._tracked(device.tier)
+        load(net, {**net.state_dict(), **weights, **(found or {})})
         return net
 
     def variant(self, device: Device) -> Hashable:
