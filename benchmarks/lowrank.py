@@ -6,6 +6,7 @@
     python benchmarks/lowrank.py table  --out runs/lowrank
     python benchmarks/lowrank.py spectrum --out runs/lowrank    energy beyond the phones' ranks after the last round
     python benchmarks/lowrank.py inference --out runs/lowrank/lowrank-fashion/feddlr-0    compact net beside full
+    python benchmarks/lowrank.py speed --out runs/fashion    what a phone of this run deploys, beside the full net
 
 A run that stands in OUT already is not made again.
 """
@@ -13,6 +14,7 @@ A run that stands in OUT already is not made again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -29,7 +31,7 @@ from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
 from potluck.models.fit import evaluate
 from potluck.models.keep_full import factorisable, ranks_by_factor
-from potluck.models.lowrank import compact
+from potluck.models.lowrank import compact, recover
 from potluck.models.matrix import to_matrix
 from potluck.models.nets import load
 from potluck.models.zoo import count_parameters
@@ -188,6 +190,23 @@ def inference(place: Path) -> None:
         print(f"| {energy:g} | {count_parameters(net):,} | {right:.2%} | {figures} | {faster} |")
 
 
+def speed(place: Path) -> None:
+    """Prints how much faster the phones' net is than the same net with its low-rank layers multiplied out."""
+    found = Run.load(place)
+    small, test = found.model("phone").eval(), build.make_shares(found.experiment).test
+    full = recover(small).eval()
+    torch.set_num_threads(1)
+    print(f"accuracy {found.summary['accuracy']['tiers']['phone']:.2%}, parameters {count_parameters(small):,}")
+    print("| layout | batch | ms full | ms compact | times as fast |")
+    print("|---|---|---|---|---|")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        nets = [copy.deepcopy(net).to(memory_format=layout) for net in (full, small)]  # type: ignore[call-overload]
+        for batch in (1, 64):
+            x_B = test.take(torch.arange(batch)).x.contiguous(memory_format=layout)
+            whole, compact_ms = interleaved(nets[0], nets[1], x_B)
+            print(f"| {layout} | {batch} | {whole:.2f} | {compact_ms:.2f} | {whole / compact_ms:.2f} |")
+
+
 def interleaved(full: nn.Module, small: nn.Module, x_B: Tensor) -> tuple[float, float]:
     """Median milliseconds of both nets, 30 calls each, in turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -200,17 +219,20 @@ def interleaved(full: nn.Module, small: nn.Module, x_B: Tensor) -> tuple[float, 
     return statistics.median(seconds[0]) * 1e3, statistics.median(seconds[1]) * 1e3
 
 
+READERS = {"spectrum": spectrum, "inference": inference, "speed": speed}
+
+
 def main() -> None:
     """Runs the rows asked for, seed by seed, so that what stands is always comparable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*SETS, "table", "spectrum", "inference"])
+    parser.add_argument("what", choices=[*SETS, *READERS, "table"])
     parser.add_argument("--recipe", type=Path, default=Path("recipes/lowrank-digits.toml"))
     parser.add_argument("--rows", default="")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=Path("runs/lowrank"))
     given = parser.parse_args()
-    if given.what in ("spectrum", "inference"):
-        (spectrum if given.what == "spectrum" else inference)(given.out)
+    if given.what in READERS:
+        READERS[given.what](given.out)
         return
     if given.what != "table":
         rows = SETS[given.what]
