@@ -70,15 +70,15 @@ BYTES: dict[str, tuple[str, ...]] = {
     "fedavg, topk 0.05": ("method.name=fedavg", UPDATE, "wire.up=[{topk=0.05}]"),
     "fedavg, topk 0.15": ("method.name=fedavg", UPDATE, "wire.up=[{topk=0.15}]"),
     "fedavg, topk 0.05 int8": ("method.name=fedavg", UPDATE, 'wire.up=[{topk=0.05},"int8"]'),
-    "feddlr": ("method.name=feddlr", "method.dense_rounds=2"),
-    "feddlr, p_client 0.8": ("method.name=feddlr", "method.dense_rounds=2", "method.p_client=0.8"),
-    "feddlr, p_client 0.5": ("method.name=feddlr", "method.dense_rounds=2", "method.p_client=0.5"),
-    "feddlr, p_client 0.8, no feedback": (
-        "method.name=feddlr",
-        "method.dense_rounds=2",
-        "method.p_client=0.8",
-        "method.error_feedback=false",
-    ),
+    "feddlr": ("method.name=feddlr",),
+    "feddlr, p 0.9": ("method.name=feddlr", "method.p_client=0.9", "method.p_server=0.9"),
+    "feddlr, p 0.5": ("method.name=feddlr", "method.p_client=0.5", "method.p_server=0.5"),
+    "feddlr, no feedback": ("method.name=feddlr", "method.error_feedback=false"),
+    "feddlr, two dense rounds": ("method.name=feddlr", "method.dense_rounds=2"),
+    "feddlr, weights down": ("method.name=feddlr", "method.down=weight", "method.p_server=0.999"),
+    "feddlr, int8 up": ("method.name=feddlr", 'wire.up=["int8"]'),
+    "feddlr, half the devices": ("method.name=feddlr", "fleet.participation=0.5"),
+    "fedavg, half the devices": ("method.name=fedavg", "fleet.participation=0.5"),
     "feddlr, weight 0.95": ("method.name=feddlr", "method.profile=faithful", *SAME_TRAINING),
     "feddlr, weight 0.999": (
         "method.name=feddlr",
@@ -86,13 +86,6 @@ BYTES: dict[str, tuple[str, ...]] = {
         "method.p_client=0.999",
         "method.p_server=0.999",
         *SAME_TRAINING,
-    ),
-    "feddlr, p_server 0.99": ("method.name=feddlr", "method.dense_rounds=2", "method.p_server=0.99"),
-    "feddlr, p_client 0.8, int8 up": (
-        "method.name=feddlr",
-        "method.dense_rounds=2",
-        "method.p_client=0.8",
-        'wire.up=["int8"]',
     ),
 }
 SETS = {"ranks": RANKS, "bytes": BYTES}

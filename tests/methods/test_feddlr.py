@@ -430,7 +430,7 @@ def test_a_net_without_a_matrix_is_refused(small: MakeExperiment, monkeypatch: p
 
 
 def test_warnings(small: MakeExperiment) -> None:
-    short = prepare(small("feddlr")).warnings
+    short = prepare(small("feddlr", "method.dense_rounds=5")).warnings
     assert short == ["dense_rounds = 5 of 2 rounds: nothing is ever compressed"]
     long = ("rounds=10",)
     assert prepare(small("feddlr", *long)).warnings == []

@@ -18,8 +18,8 @@ Compression*, 2021, arXiv 2104.12416. We know of no public implementation, and m
 | e_k | ``own["residual"]`` | error-feedback memory, in full shape, on the device |
 
 *Departures*: ``target = "update"`` (default), because truncating weights erases what is small beside them; error
-feedback, whose memory is dropped at ``residual_max_age``; dense first rounds; ``down = "update"`` (default).
-*Defaults*: all ours; ``faithful`` is our reading of the paper.
+feedback, whose memory is dropped at ``residual_max_age``; ``down = "update"`` (default), as weights hardly ever have a
+low rank and their updates do. *Defaults*: all ours; ``faithful`` is our reading of the paper.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class FedDLR:
     profile: Literal["faithful", "recommended"] = "recommended"
     target: Literal["weight", "update"] = "update"
     down: Literal["weight", "update"] = "update"
-    p_server: Energy = 0.95
+    p_server: Energy = 0.7
     p_model: Energy = 0.999
-    p_client: Energy = 0.95
+    p_client: Energy = 0.7
     energy: Literal["squared", "plain"] = "squared"
     flatten: Literal["o_ikk", "ok_ik"] = "o_ikk"
     error_feedback: bool = True
     residual_max_age: Annotated[int, Ge(1)] = 20
-    dense_rounds: Annotated[int, Ge(0)] = 5
+    dense_rounds: Annotated[int, Ge(0)] = 0
     compact: bool = True
 
     traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FEDDLR})

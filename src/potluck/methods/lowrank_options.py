@@ -34,6 +34,7 @@ FEDDLR: Mapping[str, Any] = {
     "target": "weight",
     "down": "weight",
     "p_server": 0.95,
+    "p_client": 0.95,
     "error_feedback": False,
     "dense_rounds": 0,
     "train": {"lr": 0.05, "momentum": 0.9, "epochs": 1, "batch_size": 64},
