@@ -17,8 +17,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $(READY)
 
-demo: $(READY)  ## twelve unequal devices train on real data: three methods, one table
-	$(BIN)/potluck compare recipes/digits.toml --methods local,fedavg,fedprox --out $(DEMO_OUT)
+demo: $(READY)  ## twelve unequal devices train on real data: five systems, FedAvg and training alone, one table
+	$(BIN)/potluck compare recipes/demo.toml --methods local,fedavg,fedode,feddeq,fedhm,feddlr,fedh2l --out $(DEMO_OUT)
 
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal

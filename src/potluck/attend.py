@@ -38,12 +38,12 @@ def silence() -> Any:
     return SILENCE
 
 
-def report_on(folders: Sequence[Path], page: Path) -> None:
+def report_on(folders: Sequence[Path], page: Path, comparison: Path | None = None) -> None:
     """Writes the report, where what it needs is installed."""
     from potluck.report import write_report
 
     try:
-        out.print(f"report      {write_report(folders, page)}", soft_wrap=True)
+        out.print(f"report      {write_report(folders, page, comparison)}", soft_wrap=True)
     except MissingExtraError as error:
         err.print(f"[yellow]no report:[/] {escape(str(error))}", soft_wrap=True)
 

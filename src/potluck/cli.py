@@ -16,7 +16,8 @@ from potluck import __version__, cli_fleet, cli_plan
 from potluck.attend import attended, interrupted, report_on, silence
 from potluck.cli_fleet import File, Overrides, Quiet
 from potluck.core.errors import ConfigError, PotluckError
-from potluck.display import Progress, err, out, show_list, show_page, show_summaries
+from potluck.display import Progress, err, out, show_list, show_page
+from potluck.display_compare import show_comparison
 
 app = typer.Typer(
     help="Train one model together on a fleet of unequal devices over thin links.",
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WRONG_INPUT = 2
+WRONG_INPUT, SOME_FAILED = 2, 1
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")]
 
 
@@ -75,9 +76,14 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Numbers, joined by commas.")] = "0",
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the runs go.")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Count bytes and seconds to this mean accuracy; else 90 % of the best.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Runs several methods on the same data and fleet; prints one table and writes one report.
+
+    Exit code 1 where some failed, 2 where all did.
 
     Example: potluck compare recipes/digits.toml --methods local,fedavg,fedprox --seeds 0,1 --out runs/three
     """
@@ -108,9 +114,10 @@ def compare(
     finally:
         for progress in shown:
             progress.ends()
-    _comparison(outcomes, place)
-    if all(outcome.reason for outcome in outcomes):
-        raise SystemExit(WRONG_INPUT)
+    _comparison(outcomes, place, target)
+    failed = [bool(outcome.reason) for outcome in outcomes]
+    if any(failed):
+        raise SystemExit(WRONG_INPUT if all(failed) else SOME_FAILED)
 
 
 app.command()(cli_plan.plan)
@@ -214,18 +221,12 @@ def models() -> None:
     show_list(describe())
 
 
-def _comparison(outcomes: Sequence[Any], place: Path) -> None:
-    from potluck.experiment.loaded import Run
-
-    sound = [outcome for outcome in outcomes if not outcome.reason]
-    show_summaries([(outcome.path.name, Run.load(outcome.path).summary) for outcome in sound])
-    for outcome in outcomes:
-        if outcome.reason:
-            out.print(f"[red]{outcome.path.name}[/] failed: {escape(outcome.reason)}")
-        else:
-            out.print(f"run folder  {outcome.path}")
+def _comparison(outcomes: Sequence[Any], place: Path, target: float | None) -> None:
+    show_comparison(outcomes, target)
+    sound = [outcome.path for outcome in outcomes if not outcome.reason]
+    out.print(f"run folders {place}", soft_wrap=True)
     if sound:
-        report_on([outcome.path for outcome in sound], place / "report.html")
+        report_on(sound, place / "report.html", place)
 
 
 def _names(text: str) -> list[str]:

@@ -6,6 +6,8 @@ go on.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +85,11 @@ def compare(
     out: Path,
     listener: Callable[[int, Experiment], runs.Listener],
 ) -> Iterator[Outcome]:
-    """Runs each variant that is not finished into ``out/<method>-<seed>`` and yields how it went."""
+    """Runs each variant that is not finished into ``out/<method>-<seed>`` and yields how it went.
+
+    ``out/comparison.json`` names what was compared, and why what failed did.
+    """
+    outcomes: list[Outcome] = []
     for number, (experiment, note) in enumerate(variants):
         path = out / experiment.name
         name = str(experiment.method["name"])
@@ -92,7 +98,19 @@ def compare(
             _play(experiment, path, listener(number, experiment))
         except PotluckError as error:
             reason = str(error)
-        yield Outcome(method=name, seed=experiment.seed, path=path, reason=reason, note=note)
+        except Exception as error:  # a net or a loss of one's own: the other methods go on
+            reason = f"{type(error).__name__}: {error}"
+        outcomes.append(Outcome(method=name, seed=experiment.seed, path=path, reason=reason, note=note))
+        _keep(outcomes, out)
+        yield outcomes[-1]
+
+
+def _keep(outcomes: Sequence[Outcome], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    found = [{**dataclasses.asdict(one), "path": one.path.name} for one in outcomes]
+    fresh = out / "comparison.json.new"
+    fresh.write_text(json.dumps({"runs": found}, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(out / "comparison.json")
 
 
 def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:
@@ -100,7 +118,9 @@ def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:
         return runs.run(experiment, path, listener)
     _demand_equal(experiment, path)
     if (path / "summary.json").exists():
-        return Run.load(path)
+        done = Run.load(path)
+        _ = done.summary, done.rounds, done.ledger  # damaged files are told now
+        return done
     return runs.resume(path, listener=listener)
 
 

@@ -12,26 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import MissingExtraError, RunFolderError
-from potluck.report import compare, costs, plots, runs, tables
+from potluck.report import compare, costs, plots, ran_with, runs, tables, target
 from potluck.report.runs import Run
 from potluck.report.shapes import Entry, Panel
-from potluck.report.units import Html, esc, plain, plural
+from potluck.report.units import NONE, Html, duration, esc, plain, plural, score, size
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """The browser itself sees to it that the page asks nobody for anything."""
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, comparison: Path | None = None) -> Path:
     """Writes the report of run folders, or of folders that hold run folders, and returns where it stands.
 
-    Several runs are set side by side; a damaged one among them is a note on the page. Raises RunFolderError where
+    Several runs are set side by side; a damaged one among them is a note on the page. What failed stands in the
+    ``comparison.json`` of the folders, or of the folder ``comparison``. Raises RunFolderError where
     there is nothing to report, or where the page cannot be written; MissingExtraError without plotly.
     """
     script = _plotly()
     read, notes = _read(runs.find([Path(folder) for folder in folders]))
     page = Page()
     title = _title(read)
+    failed = ran_with.failures(runs.failed([comparison] if comparison else [Path(folder) for folder in folders]))
     body = _single(page, read[0]) if len(read) == 1 else _several(page, read)
+    if failed:
+        body = Html(_section("What failed", [failed]) + body)
     noted = "".join(f'<p class="note">{esc(note)}</p>' for note in notes)
     text = _document(title, Html(f"{_header(read, title)}{noted}{body}"), page, script)
     return _write(Path(out), text)
@@ -177,26 +181,41 @@ def _several(page: Page, read: Sequence[Run]) -> Html:
     names = compare.labels(read)
     entries = compare.legend(read, names)
     differ, forbidding = tables.differences(read, names)
-    seeds = tables.over_seeds(compare.groups(read))
-    parts = [_warning(forbidding)]
-    numbers = [tables.comparison(read, names), "<h3>Over seeds</h3>" + seeds if seeds else ""]
+    metrics = dict.fromkeys(run.metric for run in read)
+    common = len(metrics) == 1
+    goal = target.target_of(read) if common else None
+    words = score(goal) if goal is not None else ""
+    reached = [target.reached(run, goal) for run in read]
+    to_goal = [(size(found.bytes), duration(found.simulated_seconds)) if found else (NONE, NONE) for found in reached]
+    parts = [_warning(forbidding) if common else _no_metric(metrics)]
+    seeds = tables.over_seeds(compare.groups(read)) if common else ""
+    text = f"<p>{words} is 90% of the best mean here: first reached, by the evaluated rounds.</p>" if words else ""
+    numbers = [tables.comparison(read, names, words, to_goal), text, "<h3>Over seeds</h3>" + seeds if seeds else ""]
     parts.append(_section("Side by side", numbers))
-    trade = [compare.pareto(read, entries), compare.bytes_bars(read, names)]
+    trade = [compare.pareto(read, entries) if common else None, compare.bytes_bars(read, names)]
     parts.append(_section("What accuracy costs", [page.panel(panel) for panel in trade]))
     lines = [
         compare.curves(read, entries, "mean"),
         compare.curves(read, entries, "worst"),
         compare.tiers(read, entries),
     ]
-    parts.append(_section("What they learned", [page.panel(panel) for panel in lines]))
+    parts.append(_section("What they learned", [page.panel(panel) for panel in lines] if common else []))
+    parts.append(_section("What each method ran with", [ran_with.method_settings(compare.groups(read))]))
     if differ:
         text = "<p>Beyond name, seed and method, the experiments differ in these.</p>"
         parts.append(_section("Where the settings differ", [text, differ]))
-    parts.append("<h2>Each run</h2>")
+    parts.append("<h2>Each run</h2><p>With its ledger, every setting, and how to run it again to the same digest.</p>")
     for run, name in zip(read, names, strict=True):
         inner = f"{_facts(run)}{tables.headline(run)}{tables.by_tier(run)}{_sections(page, run)}"
         parts.append(f'<details class="run"><summary>{esc(name)}</summary>{inner}</details>')
     return Html("".join(parts))
+
+
+def _no_metric(metrics: Sequence[str] | dict[str, None]) -> str:
+    return (
+        '<p class="note"><b>These runs have no common metric:</b> '
+        f"{esc(', '.join(metrics))}. Their scores are not drawn side by side.</p>"
+    )
 
 
 def _warning(forbidding: Sequence[str]) -> str:

@@ -119,6 +119,18 @@ def find(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def failed(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """What failed in the comparisons that these folders hold: the name of each run's folder, and the reason."""
+    found: list[dict[str, str]] = []
+    for folder in folders:
+        try:
+            told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["runs"]
+            found += [{"path": str(one["path"]), "reason": str(one["reason"])} for one in told if one["reason"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no comparison; or its list is damaged, which the runs beside it do not need
+    return found
+
+
 def read(path: Path) -> Run:
     """The run in a folder. Raises RunFolderError: one sentence that names the file, and the line where it has some."""
     text, table = _experiment(path / "experiment.toml")

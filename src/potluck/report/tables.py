@@ -159,22 +159,23 @@ def settings(run: Run) -> Html:
                 _section(name, {key: value for key, value in found.items() if (name, key) != ("fleet", "tier")})
             )
     keys = list(dict.fromkeys(key for tier in run.tiers for key in tier.settings))
-    tiers = table(keys, [[_value(tier.settings.get(key, NONE)) for key in keys] for tier in run.tiers])
+    tiers = table(keys, [[value_text(tier.settings.get(key, NONE)) for key in keys] for tier in run.tiers])
     return Html(f'<div class="sections">{"".join(boxes)}</div><h4>fleet.tier</h4>{tiers}')
 
 
 def _section(name: str, found: Mapping[str, Any]) -> str:
     rows = [
-        f"<tr><th scope='row'>{esc(key)}</th><td>{esc(_value(value))}</td></tr>" for key, value in flat(found).items()
+        f"<tr><th scope='row'>{esc(key)}</th><td>{esc(value_text(value))}</td></tr>"
+        for key, value in flat(found).items()
     ]
     return f'<section><h4>{esc(name)}</h4><div class="scroll"><table>{"".join(rows)}</table></div></section>'
 
 
-def _value(value: object) -> str:
+def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_value(inner) for inner in value) or "none"
+        return ", ".join(value_text(inner) for inner in value) or "none"
     return repr(value) if isinstance(value, float) else str(value) if value != "" else "none"
 
 
@@ -192,8 +193,10 @@ def flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return made
 
 
-def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
-    """A row for each run."""
+def comparison(
+    runs: Sequence[Run], labels: Sequence[str], goal: str = "", reached: Sequence[tuple[str, str]] = ()
+) -> Html:
+    """A row for each run; ``reached`` are the bytes and the seconds, in words, in which each reached the ``goal``."""
     tiers = list(dict.fromkeys(tier.name for run in runs for tier in run.tiers))
     # Where method and seed do not tell runs apart, their names in the figures stand in front.
     more = (
@@ -203,7 +206,12 @@ def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     )
     head = [*more, "method", "seed", "rounds", "mean", "worst", *tiers]
     head += ["bytes up", "bytes down", "in all", "simulated", "parameters", "peak memory"]
-    rows = [[*([label] if more else []), *_comparison_row(run, tiers)] for run, label in zip(runs, labels, strict=True)]
+    head += [f"bytes to {goal}", f"simulated to {goal}"] if goal else []
+    told = reached if goal else [()] * len(runs)
+    rows = [
+        [*([label] if more else []), *_comparison_row(run, tiers), *words]
+        for run, label, words in zip(runs, labels, told, strict=True)
+    ]
     return table(head, rows, words=1 + len(more))
 
 
@@ -278,7 +286,7 @@ def differences(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Html | None
     ]
     if not keys:
         return None, []
-    rows = [[key, *(_value(one.get(key, NONE)) for one in found)] for key in sorted(keys)]
+    rows = [[key, *(value_text(one.get(key, NONE)) for one in found)] for key in sorted(keys)]
     found_in = (".".join(key.split(".")[:2]) for key in keys)
     forbidding = sorted({key for key in found_in if key.startswith(("data.", "fleet.")) or key == "evaluate.metric"})
     return table(["setting", *labels], rows, words=1 + len(labels)), forbidding
