@@ -63,10 +63,17 @@ class Spectra:
         return self._cuts[factor]
 
     def truncated(self, factor: float) -> dict[str, Tensor]:
-        """The weights, each layer multiplied out at the rank that a device of this factor holds."""
+        """The weights, each layer at the rank that a device of this factor holds, and of the norm that it had.
+
+        A random layer of rank r has but a part of its energy in r directions: as it is, a net without norms would fade.
+        """
         full, u, v = self.cut(factor)
-        shapes = {layer: tuple(self.layers[layer]) for layer in u}
-        return {**full, **{f"{n}.weight": from_matrix(u[n] @ v[n], shape, FLATTEN) for n, shape in shapes.items()}}
+        made = dict(full)
+        for layer in u:
+            m_MN = u[layer] @ v[layer]
+            scale = self.matrix(layer).norm() / m_MN.norm().clamp(min=1e-30)
+            made[f"{layer}.weight"] = from_matrix(m_MN * scale, tuple(self.layers[layer]), FLATTEN)
+        return made
 
     def fused(self, kind: str, rows: Sequence[str], retention: float) -> Fused:
         """What gathers the replies; ``kind`` names a fusion, ``rows`` the tensors that are averaged row by row."""
