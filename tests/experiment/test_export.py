@@ -12,11 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError, RunFolderError
+from potluck.engines.round import begin
 from potluck.experiment import export as exporting
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.export import export
 from potluck.experiment.loaded import Run
+from potluck.experiment.run import prepare
+from potluck.methods import METHODS
+from potluck.methods.protocol import deployed
 from potluck.models.deq import set_depth
 from potluck.models.zoo import make
 from potluck.solvers import IFT, Anderson
@@ -75,6 +79,16 @@ def test_nets_of_fixed_depth_have_an_onnx_form(name: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     net = make(name, SHAPE, 10, "group").eval()
     assert exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / "net.onnx") < 1e-5
+
+
+@needs_onnx
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_tier_of_any_method_deploys_has_an_onnx_form(small: MakeExperiment, tmp_path: Path, method: str) -> None:
+    course = prepare(small(method)).course
+    state = None if course.method.traits.peers else begin(course).state
+    for device in course.fleet.devices[1:3]:  # one of each tier
+        net = deployed(course.method, state, None, device).to(memory_format=torch.contiguous_format).eval()
+        assert exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / f"{device.tier}.onnx") <= exporting.TOLERANCE
 
 
 def test_anderson_can_be_traced(tmp_path: Path) -> None:

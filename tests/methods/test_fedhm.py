@@ -464,6 +464,23 @@ def test_warnings(small: MakeExperiment) -> None:
     assert dense == 'tier "small", rank factor 1.1: no gain, hence dense: dense2'
 
 
+def depthwise(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A net of one's own: one of its layers is depthwise."""
+    middle = [nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(nn.Conv2d(shape[0], 8, 3, padding=1), *middle, nn.Flatten(), nn.Linear(16 * 64, classes))
+
+
+@pytest.mark.parametrize("method", ["fedhm", "feddlr"])
+def test_a_depthwise_layer_is_kept_full_and_said_once(
+    small: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("potluck.models.zoo._import", lambda name, shape, classes: depthwise(shape, classes))
+    experiment = small(method, "model.name=anything:depthwise")
+    assert prepare(experiment).warnings == ["grouped convolutions stay full: 1"]
+    found = run.run(experiment, tmp_path / "run")  # a warning of any other kind would be an error
+    assert found.model("small").get_submodule("1").weight.shape == (8, 1, 3, 3)
+
+
 def test_a_resumed_file_is_not_taken_for_what_a_person_set(small: MakeExperiment, tmp_path: Path) -> None:
     run.run(small("fedhm", "method.weighting=uniform", "rounds=1"), tmp_path / "run")
     assert run.resume(tmp_path / "run", more_rounds=1).summary["rounds"] == 2

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError, TrainingError
-from potluck.models.keep_full import factorisable, ranks_by_factor
+from potluck.models.keep_full import factorisable, grouped, ranks_by_factor
 from potluck.models.lowrank import (
     LowRankConv2d,
     LowRankLinear,
@@ -205,11 +205,10 @@ def test_a_net_without_a_factorisable_layer_is_an_error() -> None:
         factorisable(make("deq-xs-like", (3, 8, 8), 10, "group"))
 
 
-def test_grouped_convolutions_stay_full_and_are_reported() -> None:
+def test_grouped_convolutions_stay_full() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3))
-    with pytest.warns(UserWarning, match="grouped convolutions stay full: 1") as caught:
-        assert [*factorisable(net)] == ["2"]
-    assert len(caught) == 1
+    assert [*factorisable(net)] == ["2"]
+    assert grouped(net) == ["1"]
 
 
 def test_shared_and_special_layers_stay_full() -> None:

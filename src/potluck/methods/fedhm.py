@@ -99,7 +99,7 @@ class FedHM:
         if self.aggregation == "delta":
             demand_lossless_down(setup, 'aggregation = "delta"', "replace or rank_partitioned")
         collapses = self.aggregation == "replace" and len(set(factors.values())) > 1
-        told = dense_layers(factors, factorisable(self.net(setup.tiers[0]), self._kept))
+        told = dense_layers(factors, self.net(setup.tiers[0]), self._kept)
         return [*told, COLLAPSE] if collapses else told
 
     @property

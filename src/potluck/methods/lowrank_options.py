@@ -11,7 +11,7 @@ from typing import Any
 
 from potluck.core.errors import ConfigError
 from potluck.core.types import Setup
-from potluck.methods.refuse import demand_effect
+from potluck.methods.refuse import demand_effect, full_layers
 
 FEDHM: Mapping[str, Any] = {
     "aggregation": "replace",
@@ -105,7 +105,7 @@ def refuse_feddlr(method: Any, setup: Setup) -> None:
 
 def doubts_of_feddlr(method: Any, setup: Setup) -> list[str]:
     """Warnings about a legal but doubtful choice of FedDLR's options."""
-    told = []
+    told = full_layers(method.net(setup.tiers[0])) if method.compact else []
     if method.target == "weight" and method.p_client < 1:
         told.append(STALL)
     if method.target == "update" and method.down == "weight" and method.p_server < 0.99:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from potluck.core.errors import ConfigError
 from potluck.core.types import Setup
-from potluck.models.keep_full import ranks_by_factor
+from potluck.models.keep_full import factorisable, grouped, ranks_by_factor
 
 LOSSLESS = ("zstd",)
 
@@ -35,9 +37,15 @@ def demand_lossless_down(setup: Setup, option: str, others: str) -> None:
         )
 
 
-def dense_layers(factors: Mapping[str, float], layers: Mapping[str, Sequence[int]]) -> list[str]:
-    """A warning for each tier that holds some layers in full because its rank would not pay there."""
-    told = []
+def full_layers(net: nn.Module) -> list[str]:
+    """A warning if the net has grouped convolutions."""
+    found = grouped(net)
+    return [f"grouped convolutions stay full: {', '.join(found)}"] if found else []
+
+
+def dense_layers(factors: Mapping[str, float], net: nn.Module, keep_full: Sequence[str] | None) -> list[str]:
+    """Warnings of layers that stay full whatever is asked: grouped ones, and by tier those whose rank would not pay."""
+    told, layers = full_layers(net), factorisable(net, keep_full)
     for tier, factor in factors.items():
         dense = sorted(set(layers) - set(ranks_by_factor(layers, factor))) if factor > 1 else []
         if dense:

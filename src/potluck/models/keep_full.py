@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +20,7 @@ def factorisable(net: nn.Module, keep_full: Sequence[str] | None = None) -> dict
     Linear and Conv2d layers are candidates. Of these stay full, by the general rule: the first and the last layer, the
     first of several blocks, and 1×1 convolutions; beside them what a ResNet's own ``keep_full`` names (FedHM's hybrid
     rule). ``keep_full``, a list of layers or of modules that hold them, replaces all of that. Raises ModelError if a
-    name is not in the net, or if nothing is left; warns of grouped convolutions, which always stay full.
+    name is not in the net, or if nothing is left. Grouped convolutions always stay full.
     """
     able = candidates(net)
     if keep_full is None:
@@ -58,19 +57,18 @@ def candidates(net: nn.Module) -> dict[str, Layer]:
     A subclass may use its weight in its own way (so does attention's output projection), hence the exact classes.
     """
     holders = Counter(id(weight) for _, weight in net.named_parameters(remove_duplicate=False))
-    found, grouped = {}, []
-    for name, layer in _weighted(net).items():
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            grouped.append(name)
-        elif holders[id(layer.weight)] == 1 and _plain(layer):
-            found[name] = layer
-    if grouped:
-        warnings.warn(f"grouped convolutions stay full: {', '.join(grouped)}", stacklevel=3)
-    return found
+    return {n: layer for n, layer in _weighted(net).items() if holders[id(layer.weight)] == 1 and _plain(layer)}
+
+
+def grouped(net: nn.Module) -> list[str]:
+    """The names of grouped and depthwise convolutions."""
+    return [n for n, layer in _weighted(net).items() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
 
 
 def _plain(layer: Layer) -> bool:
-    return type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros")
+    if type(layer) is nn.Conv2d:
+        return layer.padding_mode == "zeros" and layer.groups == 1
+    return type(layer) is nn.Linear
 
 
 def _general_rule(net: nn.Module) -> set[str]:
