@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 
@@ -13,13 +14,17 @@ from hypothesis import settings
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment, override
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 settings.register_profile("potluck", derandomize=True, deadline=None, print_blob=False)
 settings.load_profile("potluck")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of real data need POTLUCK_DATA, the folder of them; those of real processes are asked for by -m fleet."""
+    """Tests of real data need POTLUCK_DATA, the folder of them; those of real processes are asked for by -m fleet;
+    those of a browser need Chromium."""
     left_out = set() if os.environ.get("POTLUCK_DATA") else {"data"}
+    left_out |= set() if any(map(shutil.which, CHROMIUM)) else {"browser"}
     left_out |= set() if "fleet" in config.getoption("markexpr") else {"fleet"}
     kept = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

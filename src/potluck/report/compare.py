@@ -43,13 +43,17 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def legend(runs: Sequence[Run], names: Sequence[str]) -> list[Entry]:
-    """A colour for each method as it was set, a dash for each of its seeds."""
+    """A colour for each method as it was set, a dash for each of its seeds; other dashes where colours come again."""
     made: dict[int, tuple[int, int]] = {}
     for place, members in enumerate(groups(runs).values()):
         for turn, run in enumerate(members):
             made[id(run)] = (place, turn)
     return [
-        Entry(name=name, colour=shapes.colour(made[id(run)][0]), dash=DASHES[made[id(run)][1] % len(DASHES)])
+        Entry(
+            name=name,
+            colour=shapes.colour(made[id(run)][0]),
+            dash=DASHES[(made[id(run)][0] // shapes.COLOURS + made[id(run)][1]) % len(DASHES)],
+        )
         for name, run in zip(names, runs, strict=True)
     ]
 

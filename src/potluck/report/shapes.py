@@ -17,7 +17,7 @@ MOST_POINTS = 500
 """Points of a line, and columns of bars: beyond, they are thinned out or summed up."""
 MOST_DEVICES = 200
 """Devices that get a bar or a row of their own: beyond, a figure shows tiers."""
-COLOURS = 8
+COLOURS = 12
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 INK, MUTED, GRID = "var(--ink)", "var(--ink-2)", "var(--grid)"
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
