@@ -13,6 +13,7 @@ from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 from potluck.core.errors import RunFolderError
 from potluck.engines.certificates import write_certificates
 from potluck.experiment import run
+from potluck.report import peers, runs
 
 pytestmark = pytest.mark.fleet
 
@@ -41,6 +42,15 @@ def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]
         assert world.lines(peer, "rounds")[-1]["accuracy"]["devices"].keys() == {str(peer)}
     with pytest.raises(RunFolderError, match="of one peer of a mesh"):
         run.resume(world.out(0))
+    (together,) = peers.whole([runs.read(world.out(peer)) for peer in range(PEERS)])
+    one = runs.read(world.folder / "native")
+    assert together.finished
+    assert together.accuracy
+    assert one.accuracy
+    assert (together.accuracy.ad, together.accuracy.al) == (one.accuracy.ad, one.accuracy.al)
+    assert {device: sent.up for device, sent in together.ledger.traffic.items()} == {
+        device: sent.up for device, sent in one.ledger.traffic.items()
+    }
 
 
 def test_a_peer_that_is_killed_costs_only_itself(make_world: MakeWorld) -> None:

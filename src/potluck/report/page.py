@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import MissingExtraError, RunFolderError
-from potluck.report import compare, costs, plots, ran_with, runs, tables, target
+from potluck.report import compare, costs, peers, plots, ran_with, runs, tables, target
 from potluck.report.runs import Run
 from potluck.report.shapes import Entry, Panel
 from potluck.report.units import NONE, Html, duration, esc, plain, plural, score, size
@@ -53,7 +53,7 @@ def _read(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             notes.append(f"Left out: {error}")
     if not found:
         raise RunFolderError(notes[0].removeprefix("Left out: "))
-    return found, notes
+    return peers.whole(found), notes
 
 
 class Page:
@@ -129,7 +129,9 @@ def _facts(run: Run) -> Html:
 
 
 def _single(page: Page, run: Run) -> Html:
-    return Html(_section("In numbers", [tables.headline(run), tables.by_tier(run)]) + _sections(page, run))
+    return Html(
+        _section("In numbers", [tables.headline(run), tables.by_tier(run), peers.by_peer(run)]) + _sections(page, run)
+    )
 
 
 def _sections(page: Page, run: Run) -> Html:
@@ -167,6 +169,8 @@ def _again(run: Run) -> str:
         f"<p>On the same machine with the same versions, its <code>summary.json</code> then says</p>"
         f'<pre class="wrap">state_sha256 = {esc(expected)}</pre>'
         if expected
+        else "<p>Each peer's own <code>summary.json</code> holds the digest of its part.</p>"
+        if run.finished
         else "<p>The run is not finished, so there is no <code>state_sha256</code> to expect yet.</p>"
     )
     return (

@@ -20,7 +20,10 @@ from potluck.report.ledger import Ledger, Traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """What a round's evaluation found. ``devices`` and ``domains`` are kept for the last evaluated round only."""
+    """What a round's evaluation found. Figures by device and domain are kept for the last evaluated round only.
+
+    ``ad`` and ``al``: accuracy on all domains and on a device's own, of personal models.
+    """
 
     mean: float
     worst: float
@@ -28,6 +31,8 @@ class Accuracy:
     tiers: Mapping[str, float]
     devices: Mapping[int, float]
     domains: Mapping[int, Sequence[float]]
+    ad: Mapping[int, float]
+    al: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,10 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """All that a report says of a run. ``summary`` is empty unless the run is finished."""
+    """All that a report says of a run. ``summary`` is empty unless the run is finished.
+
+    ``peer`` is the id of the one peer whose part of a run on real machines this is; ``config`` says of which run.
+    """
 
     path: Path
     name: str
@@ -70,6 +78,8 @@ class Run:
     rounds: Sequence[Round]
     ledger: Ledger
     summary: Mapping[str, Any]
+    peer: int | None = None
+    config: str = ""
 
     @property
     def done(self) -> int:
@@ -135,7 +145,7 @@ def read(path: Path) -> Run:
     """The run in a folder. Raises RunFolderError: one sentence that names the file, and the line where it has some."""
     text, table = _experiment(path / "experiment.toml")
     # The manifest is read before the logs: a run that goes on meanwhile makes them longer, never shorter.
-    lengths = _lengths(path / "state" / "manifest.json")
+    lengths, facts = _manifest(path / "state" / "manifest.json")
     rounds = _rounds(path / "rounds.jsonl", lengths.get("rounds"))
     try:
         return Run(
@@ -151,6 +161,8 @@ def read(path: Path) -> Run:
             rounds=rounds,
             ledger=ledger.read(path / "ledger.jsonl", lengths.get("ledger")),
             summary=_summary(path / "summary.json", rounds[-1].number if rounds else 0, int(table["rounds"])),
+            peer=facts.get("peer"),
+            config=str(facts.get("config", "")),
         )
     except KeyError as error:
         raise RunFolderError(f"{path / 'experiment.toml'}: damaged, {error} is missing") from None
@@ -180,13 +192,14 @@ def _tiers(table: Mapping[str, Any]) -> list[Tier]:
     return tiers
 
 
-def _lengths(place: Path) -> Mapping[str, int]:
-    """The lengths of the logs at the last checkpoint; none where the manifest is missing or damaged."""
+def _manifest(place: Path) -> tuple[Mapping[str, int], Mapping[str, Any]]:
+    """(lengths of the logs at the last checkpoint, facts of the run); nothing where it is missing or damaged."""
     try:
-        lengths = json.loads(place.read_text(encoding="utf-8"))["lengths"]
-        return {"rounds": int(lengths["rounds"]), "ledger": int(lengths["ledger"])}
+        found = json.loads(place.read_text(encoding="utf-8"))
+        lengths = {"rounds": int(found["lengths"]["rounds"]), "ledger": int(found["lengths"]["ledger"])}
+        return lengths, dict(found.get("facts", {}))
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, {}
 
 
 def _summary(place: Path, done: int, planned: int) -> Mapping[str, Any]:
@@ -218,7 +231,7 @@ def _rounds(place: Path, length: int | None) -> list[Round]:
 
 def _without_devices(line: Round) -> Round:
     assert line.accuracy is not None
-    return replace(line, accuracy=replace(line.accuracy, devices={}, domains={}))
+    return replace(line, accuracy=replace(line.accuracy, devices={}, domains={}, ad={}, al={}))
 
 
 def _round(line: Mapping[str, Any]) -> Round:
@@ -248,6 +261,8 @@ def _accuracy(found: Mapping[str, Any]) -> Accuracy:
         tiers={str(tier): float(value) for tier, value in found.get("tiers", {}).items()},
         devices={int(device): float(value) for device, value in found.get("devices", {}).items()},
         domains={int(device): [float(v) for v in values] for device, values in found.get("domains", {}).items()},
+        ad={int(device): float(value) for device, value in found.get("ad", {}).get("devices", {}).items()},
+        al={int(device): float(value) for device, value in found.get("al", {}).get("devices", {}).items()},
     )
 
 
