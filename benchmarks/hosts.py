@@ -122,7 +122,7 @@ def experiment(peers: int, rounds: int) -> Experiment:
         {
             "name": "hosts",
             "rounds": rounds,
-            "data": {"source": "synthetic:12000,1,8,8", "public": 1 / 16, "partition": {"kind": "iid"}},
+            "data": {"source": "synthetic:9600,1,8,8", "public": 1 / 16, "partition": {"kind": "iid"}},
             "model": {"name": "mlp"},
             "method": {"name": "fedh2l"},
             "fleet": {"tier": [{"name": "host", "devices": peers}]},

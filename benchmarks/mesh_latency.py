@@ -40,7 +40,7 @@ def experiment(peers: int, seeds: int) -> Experiment:
     return Experiment.of(
         {
             "name": "latency",
-            "data": {"source": f"synthetic:{seeds * 20},1,8,8", "public": 1 / 16, "partition": {"kind": "iid"}},
+            "data": {"source": f"synthetic:{seeds * 16},1,8,8", "public": 1 / 16, "partition": {"kind": "iid"}},
             "model": {"name": "mlp"},
             "method": {"name": "fedh2l"},
             "fleet": {"tier": [{"name": "peer", "devices": peers}]},
