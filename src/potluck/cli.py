@@ -66,6 +66,11 @@ def resume(
     if not quiet:
         done, wanted = store.read_manifest(folder)["round"], store.read_experiment(folder).rounds + rounds
         out.print(f"{done} rounds done, {wanted - done} more, {wanted} in all")
+    if store.read_experiment(folder).engine.kind == "flower":
+        from potluck.experiment.serve import serve_again
+
+        attended(lambda listener: serve_again(folder, rounds, listener, cli_fleet.told(quiet)), folder, quiet)
+        return
     attended(lambda listener: runs.resume(folder, rounds, listener), folder, quiet)
 
 
@@ -174,6 +179,9 @@ def split(
 
 app.command()(cli_fleet.peer)
 app.command()(cli_fleet.certificates)
+app.command()(cli_fleet.serve)
+app.command()(cli_fleet.join)
+app.command("flower-app")(cli_fleet.flower_app)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from potluck.attend import attended
-from potluck.display import out
+from potluck.core.errors import ConfigError
+from potluck.display import err, out
 
 AGAIN = "the same command goes on where this one stopped"
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")]
@@ -90,7 +92,6 @@ def certificates(
     Where no key may travel: potluck certificates keys --devices 0, on each device potluck certificates mine --csr ID
     --host ID=NAME, and where the CA is potluck certificates keys --sign peer-ID.csr
     """
-    from potluck.core.errors import ConfigError
     from potluck.engines.certificates import HERE, hosts_of, sign, write_certificates, write_request
 
     if sum(asked is not None for asked in (devices, csr, requests)) != 1:
@@ -108,3 +109,119 @@ def certificates(
     for asked in requests or ():
         path, names = sign(folder, asked)
         out.print(f"{path} is for {', '.join(names)}; give it and ca.pem to the device", soft_wrap=True)
+
+
+def serve(
+    experiment: File,
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where devices dial.")] = "0.0.0.0:8443",
+    certificates: Annotated[Path | None, typer.Option(metavar="DIR", help="As potluck certificates wrote it.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP on 127.0.0.1, for tests.")] = False,
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs an experiment on real devices over Flower; the same command goes on where it stopped.
+
+    Example: potluck serve recipes/digits.toml --address 0.0.0.0:8443 --certificates keys --out runs/fleet
+    """
+    from potluck.experiment.config import Experiment
+    from potluck.experiment.run import default_folder
+    from potluck.experiment.serve import Served
+    from potluck.experiment.serve import serve as serving
+
+    loaded = Experiment.load(experiment, overrides or ())
+    if (certificates is None) != insecure:
+        raise ConfigError(
+            "--certificates DIR: missing; make one with potluck certificates, or take --insecure on 127.0.0.1"
+        )
+    place = folder or default_folder(loaded)
+    served = Served(address=address, certificates=certificates)
+    attended(lambda listener: serving(loaded, served, place, listener, told(quiet)), place, quiet, AGAIN)
+
+
+def told(quiet: bool) -> Any:
+    """Shows who joins, who is refused, and who sits out."""
+
+    def tell(event: Mapping[str, Any]) -> None:
+        if event["event"] == "joined" and not quiet:
+            out.print(f"  device {event['device']} ({escape(event['tier'])}) joined, torch {escape(event['torch'])}")
+        elif event["event"] == "refused":
+            err.print(f"[yellow]refused:[/] {escape(event['reason'])}", soft_wrap=True)
+        elif event["event"] == "rests":
+            err.print(f"[yellow]device {event['device']} failed three times in a row and sits out {event['rounds']}[/]")
+
+    return tell
+
+
+def join(
+    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where potluck serve listens.")],
+    data: Annotated[str, typer.Option(metavar="npz:FILE", help="Its own training share, as split writes it.")],
+    public: Annotated[str, typer.Option(metavar="npz:FILE", help="The shared set, where there is one.")] = "",
+    test: Annotated[str, typer.Option(metavar="npz:FILE", help="What a model of its own is evaluated on.")] = "",
+    tier: Annotated[str, typer.Option(metavar="NAME", help="Its tier: refused if the fleet has another.")] = "",
+    key: Annotated[Path | None, typer.Option(help="Its key, peer-N.key, with peer-N.pem beside it.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The CA's certificate.")] = None,
+    number: Annotated[int | None, typer.Option("--id", help="Its number; by default its certificate's.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain HTTP on 127.0.0.1, for tests.")] = False,
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it keeps its states.")] = None,
+    experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Works for this experiment only.")] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is not there.")] = 600.0,
+) -> None:
+    """Makes this machine a device of a run that potluck serve holds; it only dials out. Runs until it is stopped.
+
+    Example: potluck join server.example:8443 --data npz:device-000.npz --tier phone --key peer-0.key --ca ca.pem
+    """
+    from potluck.experiment.join import Joining
+    from potluck.experiment.join import join as joining
+
+    name = f"potluck-device-{number}" if key is None else f"potluck-{key.stem}"
+    wanted = Joining(
+        address=address,
+        data=data,
+        public=public,
+        test=test,
+        tier=tier,
+        key=key,
+        ca=ca,
+        number=number,
+        insecure=insecure,
+        store=store or Path(name),
+        digest="" if experiment is None else _digest_of(experiment),
+        patience_s=patience,
+    )
+    try:
+        joining(wanted, lambda line: out.print(escape(line), soft_wrap=True))
+    except KeyboardInterrupt:
+        err.print("stopped; the same command joins again (Flower lets a device in again after 60 s)")
+        raise SystemExit(0) from None
+
+
+def _digest_of(experiment: Path) -> str:
+    from potluck.experiment.config import Experiment
+    from potluck.experiment.resolve import config_digest, resolved
+
+    return config_digest(resolved(Experiment.load(experiment)))
+
+
+def flower_app(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the app goes; must be empty or new.")],
+    experiment: File,
+    overrides: Overrides = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder, at the server.")
+    ] = None,
+) -> None:
+    """Writes an app for Flower's own commands: flwr run DIR, on a SuperLink or on the simulation runtime.
+
+    Example: potluck flower-app app recipes/digits.toml --out runs/digits
+    """
+    import uuid
+
+    from potluck.experiment.config import Experiment
+    from potluck.experiment.fleet_app import on_flower, write_app
+    from potluck.experiment.run import default_folder
+
+    loaded = on_flower(Experiment.load(experiment, overrides or ()))
+    place = run_folder or default_folder(loaded)
+    write_app(folder, loaded, place, uuid.uuid4().hex)
+    out.print(f"{folder}: flwr run {folder} leaves its run folder at {place.resolve()}", soft_wrap=True)

@@ -177,6 +177,38 @@ def _secret(key: Path) -> ec.EllipticCurvePrivateKey:
     return found
 
 
+def demand_valid(certificate: Path, remedy: str) -> None:
+    """Raises ConfigError unless the certificate is there and has not expired."""
+    if not certificate.is_file():
+        raise ConfigError(f"{certificate}: no such file; make it with: {remedy}")
+    common_name(certificate)
+    until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    if until < datetime.datetime.now(datetime.UTC):
+        raise ConfigError(f"{certificate}: expired on {until:%Y-%m-%d}; make new ones with: {remedy}")
+
+
+def write_ssh_public(certificate: Path, public: Path) -> None:
+    """Writes the public key of a certificate as OpenSSH has it, which is what Flower registers."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    public.write_bytes(key.public_bytes(*form) + b"\n")
+
+
+def write_ssh_private(key: Path, private: Path) -> None:
+    """Writes a PEM key as OpenSSH has it, readable by its owner only. Raises ConfigError."""
+    try:
+        found = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--key {key}: no private key in PEM form without a password ({error})") from None
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    private.unlink(missing_ok=True)
+    handle = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(handle, found.private_bytes(*form))
+    finally:
+        os.close(handle)
+
+
 def demand_private(key: Path) -> None:
     """Raises ConfigError unless the key is there and only its owner may read it."""
     if not key.is_file():

@@ -155,7 +155,7 @@ class Track(Section):
 class EngineSection(Section):
     """``[engine]``: where devices run. Nothing here changes a result, but for ``threads`` and ``device``."""
 
-    kind: Literal["inprocess", "pool", "mesh"] = "pool"
+    kind: Literal["inprocess", "pool", "flower", "mesh"] = "pool"
     workers: Count | Literal["auto"] = "auto"
     threads: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -164,6 +164,8 @@ class EngineSection(Section):
     deadline_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     """Seconds that a peer of a mesh waits for the others' posts; 0: that of ``[fleet]``."""
     min_peers: Natural = 1
+    min_devices: Natural = 0
+    """So many devices must be there on Flower; 0: all at the start, one later on."""
     join_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 120.0
     linger_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Seconds that a peer of a mesh stays after its last round, for the others to finish."""

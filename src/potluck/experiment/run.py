@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from potluck.experiment.loaded import Run
 from potluck.experiment.resolve import config_digest, given_options, resolved
 from potluck.experiment.stop import StopRules
 from potluck.experiment.track import tracker
+from potluck.methods.protocol import deployed
 from potluck.models.nets import weights_of
 from potluck.models.zoo import count_parameters
 
@@ -85,7 +86,7 @@ def run(experiment: Experiment, out: str | Path | None = None, listener: Listene
         demand_deadline(ready.experiment, ready.course, ready.shares, first)
         with store.RunFolder.create(path, ready.experiment) as folder:
             folder.checkpoint(first, facts=facts_of(ready, 0.0), line=None, rows=())
-            return _go_on(ready, folder, first, listener)
+            return go_on(ready, folder, first, listener, engine_of(ready, folder))
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -105,15 +106,16 @@ def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) 
     with torch_threads(experiment.engine.threads), store.RunFolder.open(path) as folder:
         ready = prepare(experiment)
         snapshot = store.read_snapshot(path)
-        _demand_same(ready, manifest, path)
+        demand_same(ready, manifest, path)
         for device, round in snapshot.acks.items():
             folder.own.demand(device, round, snapshot.own.get(device, ""), snapshot.codec.get(device, ""))
         folder.rewind()
         folder.write_experiment(ready.experiment)
-        return _go_on(ready, folder, snapshot, listener)
+        return go_on(ready, folder, snapshot, listener, engine_of(ready, folder))
 
 
-def _demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
+def demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
+    """Raises RunFolderError where the folder is of another experiment."""
     held, now = manifest["facts"]["config"], config_digest(ready.experiment)
     if held != now:
         raise RunFolderError(
@@ -134,7 +136,14 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
     }
 
 
-def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listener: Listener) -> Run:
+def go_on(
+    ready: Prepared,
+    folder: store.RunFolder,
+    snapshot: Snapshot,
+    listener: Listener,
+    engine_here: AbstractContextManager[Engine],
+) -> Run:
+    """Plays the rounds that are left on an engine, a checkpoint after each, and writes the summary."""
     experiment, course = ready.experiment, ready.course
     listener.begins(experiment, folder.path, snapshot.round, ready.warnings)
     before = store.read_manifest(folder.path)["facts"]
@@ -143,7 +152,7 @@ def _go_on(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, listene
     parts = record.own_parts(ready.shares)
     rules = StopRules.of(experiment.stop, devices, store.read_lines(folder.path / "rounds.jsonl"))
     last = snapshot.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
-    with engine_of(experiment, ready.shares, folder.own.folder) as engine, tracker(experiment, folder.path) as track:
+    with engine_here as engine, tracker(experiment, folder.path) as track:
         for played in play(course, engine, snapshot, last, rules.enough):
             wall = before["wall_seconds"] + time.perf_counter() - start
             line = record.round_line(played, devices, personal, wall, parts)
@@ -163,9 +172,13 @@ def finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: i
     run = Run.load(folder.path)
     parameters = {}
     for tier in experiment.fleet.tier:
-        net = run.model(tier.name)
+        first = next(device for device in course.fleet.devices if device.tier == tier.name)
+        personal = (
+            course.method.traits.personal
+        )  # a personal net may live on a real device: its size is known all the same
+        net = deployed(course.method, None, None, first) if personal else run.model(tier.name)
         parameters[tier.name] = count_parameters(net)
-        if not course.method.traits.personal:
+        if not personal:
             folder.write_frame(f"model/{tier.name}.safetensors", weights_of(net))
     lines, ledger = run.rounds, run.ledger
     last: dict[str, Any] = next((line for line in reversed(lines) if "accuracy" in line), {})
@@ -190,10 +203,13 @@ def finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: i
 
 
 @contextmanager
-def engine_of(experiment: Experiment, shares: Shares, own: Path) -> Iterator[Engine]:
+def engine_of(ready: Prepared, folder: store.RunFolder) -> Iterator[Engine]:
     """The engine of ``[engine]``, running."""
+    experiment, shares, own = ready.experiment, ready.shares, folder.own.folder
     if experiment.engine.kind == "mesh":
         raise ConfigError('engine.kind = "mesh": each peer runs the same file with potluck peer; here choose "pool"')
+    if experiment.engine.kind == "flower":
+        raise ConfigError('engine.kind = "flower": real devices join what potluck serve starts; here choose "pool"')
     if experiment.engine.kind == "inprocess":
         yield InProcess(side=build.make_side(experiment, shares, own))
         return

@@ -1,0 +1,288 @@
+"""Devices behind Flower: an order is a message, a frame travels as opaque bytes, the deadline is the message's TTL.
+
+Flower carries and keeps apart; what is averaged, who takes part and what a byte means stays with the round loop. Its
+node ids are no device numbers: each node first says which device it is (``hello``), and whose answer does not fit the
+fleet is refused by name. Nodes that appear later say hello beside a round's work and take part from the next one on.
+
+A device that fails three times in a row sits out two rounds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from potluck.core.errors import EngineError, MissingExtraError, WireError
+from potluck.core.types import Device
+from potluck.engines.device import DeviceSide
+from potluck.engines.flower_frame import ACTIONS, HELLO, SET_UP, fault_of, pack, unpack
+from potluck.engines.seam import Delivery, Order
+
+try:
+    from flwr.app import ConfigRecord, Context, Message, RecordDict
+    from flwr.serverapp import Grid, ServerApp
+except ImportError:
+    raise MissingExtraError("a fleet on Flower", "flower") from None
+
+POLL_S, AT_ONCE, HELLO_S = 0.5, 8, 300.0
+"""Seconds between two looks, replies pulled at once, and seconds that a node has to say hello."""
+IN_MEMORY = 64 * 2**20
+"""Bytes of early replies that are kept in memory; beyond, they wait on disk."""
+STRIKES, PAUSE = 3, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleetwide:
+    """What every device must agree with, and how many are waited for. ``numbers``: device by node id, where known."""
+
+    devices: Sequence[Device]
+    digest: str
+    version: str
+    numbers: Mapping[int, int]
+    deadline_s: float
+    least: int
+    join_timeout_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """An order that is out, and what came of it."""
+
+    order: Order
+    start: float
+    delivery: Delivery | None = None
+    spooled: Path | None = None
+
+
+@dataclass(slots=True)
+class FlowerEngine:
+    """Carries orders over a Grid. ``side`` answers what is evaluated at the server; ``tell`` hears of joins."""
+
+    grid: Grid
+    fleet: Fleetwide
+    side: DeviceSide
+    tell: Callable[[Mapping[str, Any]], None]
+    poll_s: float = POLL_S
+    nodes: dict[int, int] = field(default_factory=dict)
+    """Node id by device number."""
+    _greeted: dict[int, float] = field(default_factory=dict)
+    _hellos: dict[str, int] = field(default_factory=dict)
+    _refused: dict[int, str] = field(default_factory=dict)
+    _strikes: Counter[int] = field(default_factory=Counter)
+    _resting: dict[int, int] = field(default_factory=dict)
+
+    def join(self) -> None:
+        """Waits until all devices said hello, or ``least`` by the time-out. Raises EngineError naming who did not."""
+        until, wanted = time.monotonic() + self.fleet.join_timeout_s, len(self.fleet.devices)
+        while len(self._here()) < wanted and time.monotonic() < until:
+            self._greet()
+            time.sleep(self.poll_s)
+        here = self._here()
+        if len(here) < max(1, self.fleet.least or wanted):
+            missing = [str(device.id) for device in self.fleet.devices if device.id not in here]
+            told = "".join(f"; {reason}" for reason in self._refused.values())
+            raise EngineError(
+                f"{len(here)} of {wanted} devices joined within {self.fleet.join_timeout_s:g} s, expected "
+                f"{self.fleet.least or wanted}: missing {', '.join(missing)}{told}; start them with potluck join, or "
+                "lower engine.min_devices"
+            )
+
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
+        deadline_s = self.fleet.deadline_s if deadline_s is None else deadline_s
+        asked: list[_Asked] = []
+        here: set[int] | None = None
+        by_message: dict[str, int] = {}
+        for order in orders:
+            if order.verb == "score":
+                yield self.side.answer(order)
+                continue
+            here = self._demand_somebody() if here is None else here
+            found = _Asked(order=order, start=time.monotonic())
+            asked.append(found)
+            why = self._absent(order, here)
+            if why:
+                found.delivery = Delivery(order=order, status="lost", reason=why)
+            else:
+                by_message[self._push(order, deadline_s)] = len(asked) - 1
+        with tempfile.TemporaryDirectory(prefix="potluck-replies-") as spool:
+            yield from self._gather(asked, by_message, deadline_s, Path(spool))
+
+    def _push(self, order: Order, ttl: float) -> str:
+        facts = ConfigRecord({"verb": order.verb, "round": order.round, "ack": order.ack})
+        content = RecordDict({"frame": pack(order.frame), "order": facts})
+        message = Message(
+            content,
+            dst_node_id=self.nodes[order.device.id],
+            message_type=ACTIONS[order.verb],
+            ttl=ttl,
+            group_id=str(order.round),
+        )
+        return _first(self.grid.push_messages([message]))
+
+    def _gather(
+        self, asked: list[_Asked], by_message: dict[str, int], deadline_s: float, spool: Path
+    ) -> Iterator[Delivery]:
+        """The deliveries in the order of the orders; early replies wait, on disk where they are many."""
+        held = 0
+        for position, first in enumerate(asked):
+            while first.delivery is None:
+                came = False
+                for message in self._pull(list(by_message)):
+                    at = by_message.pop(message.metadata.reply_to_message_id)
+                    delivery = self._read(asked[at], message, deadline_s)
+                    if at != position and held + len(delivery.frame) > IN_MEMORY:
+                        asked[at].spooled = spool / str(at)
+                        asked[at].spooled.write_bytes(delivery.frame)  # type: ignore[union-attr]
+                        delivery = replace(delivery, frame=b"")
+                    held += len(delivery.frame)
+                    asked[at].delivery, came = delivery, True
+                self._greet()
+                for at in list(by_message.values()):
+                    if time.monotonic() - asked[at].start > deadline_s:
+                        asked[at].delivery = _late(asked[at], deadline_s)
+                by_message = {key: at for key, at in by_message.items() if asked[at].delivery is None}
+                if first.delivery is None and not came:
+                    time.sleep(self.poll_s)
+            delivery, first.delivery = first.delivery, None
+            held -= len(delivery.frame)
+            if first.spooled is not None:
+                delivery = replace(delivery, frame=first.spooled.read_bytes())
+                first.spooled.unlink()
+            self._count(delivery)
+            yield delivery
+
+    def _pull(self, messages: list[str]) -> Iterator[Message]:
+        """The replies that are there, a few at a time, so that few frames are in memory at once."""
+        for start in range(0, len(messages), AT_ONCE):
+            yield from self.grid.pull_messages(messages[start : start + AT_ONCE])
+
+    def _read(self, asked: _Asked, message: Message, deadline_s: float) -> Delivery:
+        order, seconds = asked.order, time.monotonic() - asked.start
+        if message.has_error():
+            status, reason = fault_of(message.error.code, str(message.error.reason or ""), order, seconds >= deadline_s)
+            return Delivery(order=order, status=status, reason=reason, seconds=seconds)
+        if seconds > deadline_s:
+            return _late(asked, deadline_s)
+        try:
+            frame = unpack(message.content)
+            facts: Mapping[str, Any] = message.content.config_records["reply"]
+            told, reason = str(facts["status"]), str(facts["reason"])[:1000]
+            names, values = facts["parts"], facts["part_seconds"]
+            parts = {str(name): float(value) for name, value in zip(names, values, strict=True)}
+        except (WireError, KeyError, ValueError, TypeError) as error:
+            reason = f"device {order.device.id}: the reply is not of the expected form: {error}"
+            return Delivery(order=order, status="rejected", reason=reason, seconds=seconds)
+        status = "ok" if told == "ok" else "rejected"
+        return Delivery(order=order, status=status, frame=frame, reason=reason, seconds=seconds, parts=parts)
+
+    def _count(self, delivery: Delivery) -> None:
+        device = delivery.order.device.id
+        if delivery.order.verb == "train" and device in self.nodes and device not in self._resting:
+            self._strikes[device] = 0 if delivery.status == "ok" else self._strikes[device] + 1
+            if self._strikes[device] == STRIKES:
+                self._resting[device], self._strikes[device] = delivery.order.round + PAUSE, 0
+                self.tell({"event": "rests", "device": device, "rounds": PAUSE})
+
+    def _absent(self, order: Order, here: set[int]) -> str:
+        """Why this device cannot be asked now; "" if it can."""
+        device = order.device.id
+        if self._resting.get(device, 0) >= order.round:
+            return f"device {device} sits out after {STRIKES} failures in a row"
+        self._resting.pop(device, None)
+        if device not in here:
+            return f"device {device} is not connected"
+        return ""
+
+    def _here(self) -> set[int]:
+        online = set(self.grid.get_node_ids())
+        return {device for device, node in self.nodes.items() if node in online}
+
+    def _demand_somebody(self) -> set[int]:
+        """The devices that are connected; waits for the least number of them. Raises EngineError."""
+        until, least = time.monotonic() + self.fleet.join_timeout_s, max(1, self.fleet.least)
+        self._greet()
+        while len(here := self._here()) < least:
+            if time.monotonic() > until:
+                raise EngineError(
+                    f"{len(here)} devices connected, expected {least} (engine.min_devices), for "
+                    f"{self.fleet.join_timeout_s:g} s: start more of them, then go on with the same command"
+                )
+            time.sleep(self.poll_s)
+            self._greet()
+        return here
+
+    def _greet(self) -> None:
+        """Asks nodes that are not known yet which device they are, and hears those that answer."""
+        now = time.monotonic()
+        for node in self.grid.get_node_ids():
+            waiting = node in self._hellos.values() and now - self._greeted[node] < HELLO_S
+            if node not in self.nodes.values() and node not in self._refused and not waiting:
+                ask = ConfigRecord({"digest": self.fleet.digest, "version": self.fleet.version})
+                message = Message(RecordDict({"hello": ask}), dst_node_id=node, message_type=HELLO, ttl=HELLO_S)
+                self._hellos[_first(self.grid.push_messages([message]))] = node
+                self._greeted[node] = now
+        for message in self._pull(list(self._hellos)):
+            self._hear(self._hellos.pop(message.metadata.reply_to_message_id), message)
+
+    def _hear(self, node: int, message: Message) -> None:
+        if message.has_error():
+            if message.error.code in SET_UP:
+                raise EngineError(f"the app does not start on node {node}: {message.error.reason}")
+            return  # it is asked again
+        if node in self.nodes.values():
+            return  # it was slow, and has been asked twice
+        said: Mapping[str, Any] = message.content.config_records.get("hello", ConfigRecord())
+        number = said.get("device")
+        fault = str(said.get("fault", "") or "") or self._unfit(node, number, said)
+        if fault:
+            self._refused[node] = f"node {node} (device {number}) is refused: {fault}"[:1000]
+            self.tell({"event": "refused", "reason": self._refused[node]})
+            return
+        assert isinstance(number, int), "checked"
+        self.nodes[number] = node
+        told = {"tier": str(said["tier"]), "torch": str(said.get("torch", ""))}
+        self.tell({"event": "joined", "device": number, **told})
+
+    def _unfit(self, node: int, number: Any, said: Mapping[str, Any]) -> str:
+        """What is wrong with a hello; "" if nothing."""
+        fleet = self.fleet
+        if type(number) is not int or not 0 <= number < len(fleet.devices):
+            return f"it says it is device {number!r}, expected 0 to {len(fleet.devices) - 1}"
+        tiers, expected = ", ".join(sorted({device.tier for device in fleet.devices})), fleet.devices[number].tier
+        tier, version, digest = (str(said.get(name, "")) for name in ("tier", "version", "digest"))
+        found = {
+            f"its key is registered for device {fleet.numbers.get(node)}": fleet.numbers.get(node, number) == number,
+            f"two nodes say they are device {number}, the other is {self.nodes.get(number)}": number not in self.nodes,
+            f"tier {tier!r}, device {number} is a {expected!r} of {tiers}": tier in ("", expected),
+            f"it runs potluck {version}, expected {fleet.version} as the server does": version == fleet.version,
+            f"its experiment has the digest {digest[:12]}, the server's {fleet.digest[:12]}": digest == fleet.digest,
+        }
+        return next((reason for reason, sound in found.items() if not sound), "")
+
+
+def make_server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
+    """The ServerApp that calls ``main`` with the grid and the run's configuration."""
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator, unused-ignore]
+    def _main(grid: Grid, context: Context) -> None:
+        main(grid, context.run_config)
+
+    return app
+
+
+def _first(ids: Iterable[str]) -> str:
+    found = next(iter(ids), None)
+    if not found:
+        raise EngineError("the SuperLink took no message: is it running, and is the frame below 2 GB?")
+    return found
+
+
+def _late(asked: _Asked, deadline_s: float) -> Delivery:
+    reason = f"device {asked.order.device.id}: no answer within {deadline_s:g} s"
+    return Delivery(order=asked.order, status="late", reason=reason, seconds=time.monotonic() - asked.start)

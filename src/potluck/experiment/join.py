@@ -1,0 +1,170 @@
+"""A device's part of a run on Flower: a SuperNode with its own data, its own key, and its own durable folder.
+
+store/   home (Flower's), node.toml, key (as OpenSSH has it), supernode.log, work.jsonl, <run>/<device>/*.safetensors
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from potluck.core.errors import ConfigError, EngineError
+from potluck.engines.certificates import common_name, demand_private, demand_valid, write_ssh_private
+from potluck.engines.superlink import Address, address_of, fault_of, free_port, running, tail
+
+LOOK_S, AGAIN_S, REFUSED_S = 0.5, 10.0, 100.0
+"""Flower lets a device in again 60 s after it was cut off: a refusal is tried again for so many seconds."""
+REFUSED = ("code: 2004", "code: 2003")
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """What is local to a device: the server's address, its files, its key, its tier."""
+
+    address: str
+    data: str
+    public: str
+    test: str
+    tier: str
+    key: Path | None
+    ca: Path | None
+    number: int | None
+    insecure: bool
+    store: Path
+    digest: str
+    """That of the only experiment it works for; empty: any."""
+    patience_s: float
+
+
+def join(joining: Joining, tell: Tell) -> None:
+    """Runs the device until it is stopped. Raises PotluckError where it cannot work."""
+    address = address_of(joining.address, joining.ca, joining.insecure)
+    number = _number(joining)
+    for name in ("data", "public", "test"):
+        given = _path(getattr(joining, name))
+        if given is not None and not given.is_file():
+            raise ConfigError(f"--{name} {getattr(joining, name)}: no such file; expected npz:FILE of potluck split")
+    joining.store.mkdir(parents=True, exist_ok=True)
+    with (joining.store / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"--store {joining.store}: another device works here; give each its own") from None
+        _write_node(joining, number)
+        _wait_for(address, joining.patience_s, tell)
+        tell(f"device {number}, {joining.tier or 'tier as the server has it'}, at {address}; Ctrl-C ends it")
+        _stay(joining, address, tell)
+
+
+def _number(joining: Joining) -> int:
+    """The device's number: of its certificate, or as given. Raises ConfigError."""
+    if joining.insecure:
+        if joining.number is None:
+            raise ConfigError("--id: missing; without a certificate a device says its number, such as --id 0")
+        return joining.number
+    if joining.key is None:
+        raise ConfigError("--key: missing; expected peer-N.key with peer-N.pem beside it (potluck certificates)")
+    demand_private(joining.key)
+    certificate = joining.key.with_suffix(".pem")
+    demand_valid(certificate, "potluck certificates DIR --devices N")
+    name = common_name(certificate)
+    kind, _, number = name.partition("-")
+    if kind != "peer" or not number.isdigit():
+        raise ConfigError(f"{certificate} is of {name!r}, expected a device's, such as 'peer-0'")
+    if joining.number not in (None, int(number)):
+        raise ConfigError(f"--id {joining.number}: the certificate {certificate} is of {name!r}")
+    return int(number)
+
+
+def _path(given: str) -> Path | None:
+    return Path(given.removeprefix("npz:")).expanduser() if given else None
+
+
+def _write_node(joining: Joining, number: int) -> None:
+    """What the apps are told of this device, and its key in Flower's form."""
+    node: dict[str, Any] = {"partition-id": number, "tier": joining.tier, "store": str(joining.store.resolve())}
+    for name in ("data", "public", "test"):
+        given = _path(getattr(joining, name))
+        node[name] = str(given.resolve()) if given is not None else ""
+    if joining.digest:
+        node["digest"] = joining.digest
+    (joining.store / "node.toml").write_text(tomli_w.dumps(node), encoding="utf-8")
+    if joining.key is not None:
+        write_ssh_private(joining.key, joining.store / "key")
+
+
+def _wait_for(address: Address, patience_s: float, tell: Tell) -> None:
+    """Until the server answers. Raises EngineError for what waiting does not mend, or when patience is over."""
+    until, said = time.monotonic() + patience_s, ""
+    while True:
+        fault, may_mend = fault_of(address)
+        if not fault:
+            return
+        if not may_mend or time.monotonic() > until:
+            raise EngineError(fault)
+        if fault != said:
+            tell(f"{fault}; trying again for {patience_s:g} s")
+            said = fault
+        time.sleep(min(AGAIN_S, max(0.1, until - time.monotonic())))
+
+
+def _stay(joining: Joining, address: Address, tell: Tell) -> None:
+    """A SuperNode, started again while the server refuses what it will accept later. Raises EngineError."""
+    first, place = time.monotonic(), joining.store
+    log = place / "supernode.log"
+    work = place / "work.jsonl"
+    work.write_text("")
+    while True:
+        since = log.stat().st_size if log.exists() else 0
+        began = time.monotonic()
+        with running("flower-supernode", _arguments(joining, address), place / "home", log) as node:
+            _show(node, work, tell)
+        said = log.read_bytes()[since:].decode(errors="replace")
+        first = first if time.monotonic() - began < AGAIN_S * 2 else time.monotonic()
+        refused = any(code in said for code in REFUSED)
+        if refused and time.monotonic() - first < REFUSED_S:
+            tell("refused by the server: just cut off, or its key is not registered; trying again")
+            time.sleep(AGAIN_S)
+            continue
+        if refused:
+            raise EngineError(
+                f"{address} refuses this device: its key is not of the server's certificates folder, another process "
+                "uses it, or the clocks differ by more than 300 s"
+            )
+        raise EngineError(f"the SuperNode ended: {tail(log)}; see {log}")
+
+
+def _arguments(joining: Joining, address: Address) -> list[str]:
+    words = ["--superlink", str(address), "--host", "127.0.0.1", "--port", str(free_port())]
+    words += ["--node-config", str((joining.store / "node.toml").resolve())]
+    if joining.insecure:
+        return [*words, "--insecure"]
+    key = ["--auth-supernode-private-key", str((joining.store / "key").resolve())]
+    return [*words, "--root-certificates", str(address.ca), *key]
+
+
+def _show(node: subprocess.Popen[bytes], work: Path, tell: Tell) -> None:
+    """Tells of each piece of work until the SuperNode ends."""
+    shown = 0
+    while node.poll() is None:
+        lines = [json.loads(line) for line in work.read_text(encoding="utf-8").split("\n")[:-1]]
+        for line in lines[shown:]:
+            tell(_line(line))
+        shown = len(lines)
+        time.sleep(LOOK_S)
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    if line["verb"] == "hello":
+        return f"refused: {line['reason']}" if line["reason"] else "the server knows this device"
+    told = f"round {line['round']}  {line['verb']} {line['status']}  {line['seconds']:.1f} s"
+    return f"{told}  {line['reason']}" if line["reason"] else f"{told}, {line['bytes']:,} bytes up"
