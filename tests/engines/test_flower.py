@@ -21,6 +21,7 @@ from potluck.methods import METHODS
 
 MakeExperiment = Callable[..., Experiment]
 DEADLINE_S = 15.0
+pytestmark = pytest.mark.timeout(300)  # each answer builds its device's side anew, as a real one does
 
 
 @pytest.fixture(autouse=True)
