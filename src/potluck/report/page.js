@@ -22,7 +22,11 @@
     const hidden = new Set(
       [...plot.closest(".panel").querySelectorAll('.legend [aria-pressed="false"]')].map((b) => b.dataset.name),
     );
-    for (const trace of figure.data) trace.visible = !hidden.has(trace.name);
+    for (const trace of figure.data) {
+      trace.visible = !hidden.has(trace.name);
+      // On a narrow screen names would run into one another: the ringed points keep theirs.
+      if (plot.clientWidth < 600 && trace.mode === "markers+text" && !trace.marker.line.width) trace.mode = "markers";
+    }
     figure.layout.dragmode = mouse ? "zoom" : false;
     Object.assign(figure.layout, width ? { width } : { autosize: true });
     plot.dataset.drawn = "yes";

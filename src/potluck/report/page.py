@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import MissingExtraError, RunFolderError
-from potluck.report import compare, costs, peers, plots, ran_with, runs, tables, target
+from potluck.report import compare, costs, peers, plots, ran_with, runs, tables
 from potluck.report.runs import Run
 from potluck.report.shapes import Entry, Panel
-from potluck.report.units import NONE, Html, duration, esc, plain, plural, score, size
+from potluck.report.units import Html, esc, plain, plural
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """The browser itself sees to it that the page asks nobody for anything."""
@@ -187,14 +187,10 @@ def _several(page: Page, read: Sequence[Run]) -> Html:
     differ, forbidding = tables.differences(read, names)
     metrics = dict.fromkeys(run.metric for run in read)
     common = len(metrics) == 1
-    goal = target.target_of(read) if common else None
-    words = score(goal) if goal is not None else ""
-    reached = [target.reached(run, goal) for run in read]
-    to_goal = [(size(found.bytes), duration(found.simulated_seconds)) if found else (NONE, NONE) for found in reached]
     parts = [_warning(forbidding) if common else _no_metric(metrics)]
     seeds = tables.over_seeds(compare.groups(read)) if common else ""
-    text = f"<p>{words} is 90% of the best mean here: first reached, by the evaluated rounds.</p>" if words else ""
-    numbers = [tables.comparison(read, names, words, to_goal), text, "<h3>Over seeds</h3>" + seeds if seeds else ""]
+    numbers = [tables.comparison(read, names), "<h3>Over seeds</h3>" + seeds if seeds else ""]
+    numbers.append((ran_with.to_target(read, names) if common else None) or "")
     parts.append(_section("Side by side", numbers))
     trade = [compare.pareto(read, entries) if common else None, compare.bytes_bars(read, names)]
     parts.append(_section("What accuracy costs", [page.panel(panel) for panel in trade]))

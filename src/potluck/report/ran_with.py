@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from potluck.report import target
 from potluck.report.runs import Run
 from potluck.report.tables import flat, table, value_text
-from potluck.report.units import NONE, Html
+from potluck.report.units import NONE, Html, duration, score, size
 
 
 def method_settings(groups: Mapping[str, Sequence[Run]]) -> Html:
@@ -19,6 +20,21 @@ def method_settings(groups: Mapping[str, Sequence[Run]]) -> Html:
         told = (", ".join(f"{key} = {value_text(value)}" for key, value in made.items()) for made in (options, train))
         rows.append([name, str(table_of.get("model", {}).get("name", NONE)), *told])
     return table(["method", "net", "options", "training"], rows, words=4)
+
+
+def to_target(runs: Sequence[Run], labels: Sequence[str]) -> Html | None:
+    """The round, the bytes and the simulated time in which each run first reached the target."""
+    goal = target.target_of(runs)
+    if goal is None:
+        return None
+    rows: list[list[object]] = []
+    for run, label in zip(runs, labels, strict=True):
+        found = target.reached(run, goal)
+        words = [found.round, size(found.bytes), duration(found.simulated_seconds)] if found else [NONE, NONE, NONE]
+        rows.append([label, *words])
+    text = f"The first evaluated round with a mean of {score(goal)}, which is 90% of the best one here."
+    head = ["run", "round", "bytes until then", "simulated time"]
+    return Html(f"<h3>To {score(goal)}</h3><p>{text}</p>{table(head, rows)}")
 
 
 def failures(found: Sequence[Mapping[str, str]]) -> Html | None:

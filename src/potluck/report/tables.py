@@ -193,10 +193,8 @@ def flat(found: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return made
 
 
-def comparison(
-    runs: Sequence[Run], labels: Sequence[str], goal: str = "", reached: Sequence[tuple[str, str]] = ()
-) -> Html:
-    """A row for each run; ``reached`` are the bytes and the seconds, in words, in which each reached the ``goal``."""
+def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
+    """A row for each run."""
     tiers = list(dict.fromkeys(tier.name for run in runs for tier in run.tiers))
     # Where method and seed do not tell runs apart, their names in the figures stand in front.
     more = (
@@ -206,12 +204,7 @@ def comparison(
     )
     head = [*more, "method", "seed", "rounds", "mean", "worst", *tiers]
     head += ["bytes up", "bytes down", "in all", "simulated", "parameters", "peak memory"]
-    head += [f"bytes to {goal}", f"simulated to {goal}"] if goal else []
-    told = reached if goal else [()] * len(runs)
-    rows = [
-        [*([label] if more else []), *_comparison_row(run, tiers), *words]
-        for run, label, words in zip(runs, labels, told, strict=True)
-    ]
+    rows = [[*([label] if more else []), *_comparison_row(run, tiers)] for run, label in zip(runs, labels, strict=True)]
     return table(head, rows, words=1 + len(more))
 
 
