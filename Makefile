@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
+RIVALS ?= $(wildcard .venv-rivals/bin/python)
+ARGS ?=
 
-.PHONY: demo test test-fleet check format bench claims setup clean
+.PHONY: demo test test-fleet check format bench rivals claims setup clean
 
 setup: $(READY)
 
@@ -36,8 +38,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the overhead of a round against a bare loop
-	$(BIN)/python benchmarks/overhead.py
+bench: $(READY)  ## Potluck and its rivals in turn, into docs/performance.md; ARGS="--quick --only B1,B5"
+	$(BIN)/python benchmarks/contest --rivals "$(RIVALS)" $(ARGS)
+
+rivals:  ## an environment with what make bench measures against
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-rivals.txt
 
 claims: $(READY)  ## runs what the claims rest on and rewrites their table in docs/results.md: hours, resumable
 	$(BIN)/python benchmarks/claims.py

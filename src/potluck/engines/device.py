@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ class DeviceSide:
     seed: int
     metric: Metric
     compute: str = "cpu"
+    newest: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The frame that was read last and what it holds: devices of a tier are sent the same one."""
 
     def answer(self, order: Order) -> Delivery:
         """The delivery, with simulated seconds. A training that fails or a frame that is wrong is ``rejected``."""
@@ -133,10 +135,20 @@ class DeviceSide:
         data = self.shard(order.device)
         return Task(round=order.round, device=order.device, data=data, public=self.public, seed=self.seed)
 
+    def _down(self, order: Order) -> Mapping[str, Any]:
+        """The message of an order, read and checked once for all devices that are sent this very frame."""
+        known = self.newest
+        if known.get("frame") is not order.frame or known["round"] != order.round:
+            known.clear()
+            read = self.letters.read_down(order.frame, order.round)
+            known.update(frame=order.frame, round=order.round, tree=read)
+        found: Mapping[str, Any] = known["tree"]
+        return found
+
     def _train(self, order: Order, costs: meter.Meter) -> bytearray:
         device = order.device
         with meter.part("decode"):
-            down = self.letters.read_down(order.frame, order.round)
+            down = self._down(order)
             held = self.store.load(device.id, order.ack)
         with meter.part("train"):
             own, up = self._trained(held.get("own"), down, order)

@@ -30,8 +30,9 @@ from potluck.core.errors import EngineError, PotluckError
 from potluck.core.types import Device
 from potluck.engines.device import DeviceSide
 from potluck.engines.inprocess import judged
-from potluck.engines.memory import peak_rss_bytes
+from potluck.engines.memory import keep_freed_memory, peak_rss_bytes
 from potluck.engines.seam import Delivery, Order
+from potluck.wire.frame import Buffer
 
 AHEAD = 2
 STOP_S = 5.0
@@ -45,6 +46,8 @@ class Worker:
     process: Any
     pipe: Connection
     peak_rss_bytes: int = 0
+    held: Buffer | None = None
+    """The frame that it was sent last: devices of a tier are sent the same one, which then travels once."""
 
 
 class Pool:
@@ -112,8 +115,11 @@ class Pool:
     def _carry(self, order: Order) -> Delivery:
         worker = self._free.get()
         try:
-            worker.pipe.send_bytes(_head(order))
-            worker.pipe.send_bytes(order.frame)
+            again = worker.held is order.frame
+            worker.pipe.send_bytes(_head(order, again))
+            if not again:
+                worker.pipe.send_bytes(order.frame)
+                worker.held = order.frame
             head = json.loads(worker.pipe.recv_bytes())
             frame = worker.pipe.recv_bytes()
         except (EOFError, OSError) as error:
@@ -137,9 +143,10 @@ def _error(kind: str, text: str) -> PotluckError:
     return found(text) if isinstance(found, type) and own else EngineError(text)
 
 
-def _head(order: Order) -> bytes:
+def _head(order: Order, again: bool) -> bytes:
     device = dataclasses.asdict(order.device)
-    return json.dumps({"device": device, "round": order.round, "verb": order.verb, "ack": order.ack}).encode()
+    head = {"device": device, "round": order.round, "verb": order.verb, "ack": order.ack, "again": again}
+    return json.dumps(head).encode()
 
 
 def work(
@@ -149,10 +156,14 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     side: DeviceSide | None = None
+    frame = bytearray()
     while True:
         try:
-            head, frame = json.loads(pipe.recv_bytes()), bytearray(pipe.recv_bytes())
+            head = json.loads(pipe.recv_bytes())
+            if not head.pop("again"):
+                frame = bytearray(pipe.recv_bytes())
         except (EOFError, OSError):
             return
         try:

@@ -76,7 +76,8 @@ def traffic(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def ledger_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The rows as JSON values."""
-    return [dataclasses.asdict(row) for row in rows]
+    names = [field.name for field in dataclasses.fields(Row)]  # asdict() copies each value deeply
+    return [{name: getattr(row, name) for name in names} for row in rows]
 
 
 def round_line(

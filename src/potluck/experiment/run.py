@@ -16,7 +16,7 @@ from potluck.core.errors import ConfigError, RunFolderError
 from potluck.data.shard import Shares
 from potluck.engines.course import Course, Snapshot
 from potluck.engines.inprocess import InProcess, torch_threads
-from potluck.engines.memory import peak_rss_bytes
+from potluck.engines.memory import keep_freed_memory, peak_rss_bytes
 from potluck.engines.pool import Pool
 from potluck.engines.round import begin, play
 from potluck.engines.seam import Engine
@@ -211,6 +211,7 @@ def engine_of(ready: Prepared, folder: store.RunFolder) -> Iterator[Engine]:
     if experiment.engine.kind == "flower":
         raise ConfigError('engine.kind = "flower": real devices join what potluck serve starts; here choose "pool"')
     if experiment.engine.kind == "inprocess":
+        keep_freed_memory()
         yield InProcess(side=build.make_side(experiment, shares, own))
         return
     arguments = (experiment.model_dump(mode="json"), Packed.of(shares), str(own))
