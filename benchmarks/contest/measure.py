@@ -96,4 +96,4 @@ def run(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> dict[str, 
         if line.startswith("{"):
             with contextlib.suppress(ValueError):
                 return {**json.loads(line), "peak_bytes": peak[0]}
-    return {"error": (err.strip().splitlines() or ["no output"])[-1][:300]}
+    return {"error": " / ".join(err.strip().splitlines()[-3:])[:600] or "no output"}

@@ -248,10 +248,11 @@ def written(results: Results, commit: str, note: str) -> str:
     told = f"Commit {commit}, {platform.machine()}, {os.cpu_count()} cores."
     if loads:
         told += f" Load average while measuring: {loads[0]:.1f} to {loads[-1]:.1f}."
+    good = {(found["bench"], found["name"], found["turn"]) for found in every if "error" not in found}
     failed = [
         f"- {found['bench']} {found['name']}, turn {found['turn']}: {found['error']}"
         for found in every
-        if "error" in found
+        if "error" in found and (found["bench"], found["name"], found["turn"]) not in good
     ]
     lines = [HEAD, told, *([note] if note else []), "", *targets(results)]
     lines += contest(
