@@ -169,11 +169,16 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the child and what it started, then SIGKILL to those that stay, each by its id."""
     family = [child.pid, *descendants(child.pid)]
     _send(family, signal.SIGTERM)
-    until = time.monotonic() + STOP_S
-    while time.monotonic() < until and (child.poll() is None or any(_alive(pid) for pid in family[1:])):
-        time.sleep(0.1)
+    _until_gone(child, family, STOP_S)
     _send([pid for pid in family if _alive(pid)], signal.SIGKILL)
     child.wait()
+    _until_gone(child, family, STOP_S)
+
+
+def _until_gone(child: subprocess.Popen[bytes], family: Sequence[int], within_s: float) -> None:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until and (child.poll() is None or any(_alive(pid) for pid in family[1:])):
+        time.sleep(0.1)
 
 
 def _send(pids: Sequence[int], number: int) -> None:
