@@ -58,7 +58,7 @@ class World:
 
     def command(self, peer: int, **other: str) -> list[str]:
         keys = Path(other.pop("keys", str(self.folder / "keys")))
-        dialled = [f"{k}=tls/127.0.0.1:{self.ports[k]}" for k in range(PEERS) if k < peer]
+        dialled = [f"{k}=tls/127.0.0.1:{self.ports[k]}" for k in range(peer)]
         return [
             *(sys.executable, "-m", "potluck.cli", "peer", str(self.folder / "peers.toml"), "--id", str(peer)),
             *("--data", f"npz:{self.folder}/shares/device-{peer:03d}.npz"),
@@ -112,8 +112,9 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
         experiment = Experiment.of(table)
         (tmp_path / "peers.toml").write_text(store.to_toml(experiment))
         write_split(build.make_shares(resolved(experiment)), tmp_path / "shares")
-        write_certificates(tmp_path / "keys", PEERS, {})
-        world = World(tmp_path, experiment, [free_port() for _ in range(PEERS)])
+        peers = sum(tier.devices for tier in experiment.fleet.tier)
+        write_certificates(tmp_path / "keys", peers, {})
+        world = World(tmp_path, experiment, [free_port() for _ in range(peers)])
         made.append(world)
         return world
 
