@@ -14,8 +14,8 @@ from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 from potluck.core import tree
 from potluck.engines.device import OwnStore
 
-pytestmark = [pytest.mark.fleet, pytest.mark.timeout(300)]
-DEADLINE_S = 20.0
+pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
+DEADLINE_S, PATIENCE_S = 20.0, 280.0
 SAYS = {
     "sums": "posteriors",
     "nan": "posteriors",
@@ -51,7 +51,7 @@ def test_a_post_of_no_use_is_named_and_absorbed_by_nobody(make_world: MakeWorld,
     rogue = start_rogue(world, fault)
     healthy = [world.start(peer) for peer in (0, 1)]
     for process in healthy:
-        code, said = told(process)
+        code, said = told(process, PATIENCE_S)
         assert code == 0, said
     rogue.kill()
     for peer in (0, 1):
@@ -67,7 +67,7 @@ def test_an_answer_on_the_key_of_another_is_not_heard(make_world: MakeWorld) -> 
     engine = {"min_peers": 1, "deadline_s": 6.0, "linger_s": 0.0, "join_timeout_s": 90.0}
     world = make_world(rounds=1, method={"posts": "float32"}, engine=engine)
     rogue, healthy = start_rogue(world, "other"), world.start(0)
-    code, said = told(healthy)
+    code, said = told(healthy, PATIENCE_S)
     assert code == 0, said
     rogue.kill()
     wrong = [row for row in world.lines(0) if row["status"] != "ok"]
