@@ -13,6 +13,8 @@ from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 from potluck.core.errors import RunFolderError
 from potluck.engines.certificates import write_certificates
 from potluck.experiment import run
+from potluck.experiment.config import Experiment
+from potluck.experiment.loaded import Run
 from potluck.report import peers, runs
 
 pytestmark = pytest.mark.fleet
@@ -51,6 +53,23 @@ def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]
     assert {device: sent.up for device, sent in together.ledger.traffic.items()} == {
         device: sent.up for device, sent in one.ledger.traffic.items()
     }
+
+
+@pytest.mark.timeout(600)
+def test_six_peers_equal_the_pool_and_the_relay(make_world: MakeWorld) -> None:
+    tiers = [{"name": "small", "devices": 3}, {"name": "large", "devices": 3}]
+    engine = {"min_peers": 5, "join_timeout_s": 200.0, "deadline_s": 100.0}
+    world = make_world(rounds=2, fleet={"tier": tiers}, engine=engine)
+    native, digests = world.native(), set()
+    for name, other in (("relay", {"relay": True}), ("pool", {"kind": "pool", "workers": 2})):
+        changed = {**world.experiment.model_dump(), "engine": {**world.experiment.model_dump()["engine"], **other}}
+        digests.add(run.run(Experiment.of(changed), world.folder / name).summary["state_sha256"])
+    processes = [world.start(peer) for peer in range(6)]
+    for process in processes:
+        code, said = told(process, 400.0)
+        assert code == 0, said
+    assert {peer: world.digest(peer) for peer in range(6)} == native
+    assert digests == {Run.load(world.folder / "native").summary["state_sha256"]}
 
 
 def test_a_peer_that_is_killed_costs_only_itself(make_world: MakeWorld) -> None:
