@@ -33,7 +33,12 @@ def call(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stop.value.code, command
 
 
-PAGES = ["README.md", "docs/getting-started.md", *(f"docs/methods/{name}.md" for name in methods.METHODS)]
+PAGES = [
+    "README.md",
+    "docs/getting-started.md",
+    "docs/choosing.md",
+    *(f"docs/methods/{name}.md" for name in methods.METHODS),
+]
 
 
 @pytest.mark.timeout(300)
@@ -55,7 +60,7 @@ def test_every_command_and_snippet_runs(page: str, tmp_path: Path, monkeypatch: 
                 command = line.removeprefix("$ ").partition("  #")[0].strip()
                 if command.startswith("potluck "):
                     call(command, monkeypatch)
-    assert list(tmp_path.glob("runs/*/summary.json"))
+    assert list(tmp_path.glob("runs/**/summary.json"))
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
