@@ -190,7 +190,7 @@ def _caveats(ready: Prepared, tiers: Sequence[TierPlan]) -> list[str]:
     said = []
     if any(tier.least_up_bytes != tier.most_up_bytes for tier in tiers):
         ranges = ", ".join(f"{t.tier} {t.least_up_bytes:,} to {t.most_up_bytes:,}" for t in tiers)
-        said.append(f"sizes follow from the data; shown is a dry round of a hardly trained model, a reply may hold {ranges} bytes")
+        said.append(f"sizes follow from the data; shown: a hardly trained dry round; a reply may hold {ranges} bytes")
     wire = ready.experiment.wire
     packed = [name for name, chain in (("up", wire.up), ("down", wire.down)) if "zstd" in codec_names(chain)]
     if packed:
