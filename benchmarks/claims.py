@@ -62,7 +62,7 @@ def _fedavg(net: str) -> tuple[str, ...]:
 
 HELD = "data.server_samples=200"
 INT8 = ('wire.up=["int8", "zstd"]', 'wire.down=["int8", "zstd"]')
-MODELS = 'method.models={ phone = "mlp", tablet = "lenet", laptop = "resnet8" }'
+MODELS = 'models = { phone = "mlp", tablet = "lenet", laptop = "resnet8" }'
 ROWS: dict[str, tuple[str, ...]] = {
     "ode": _ode(2, 4, 8),
     "ode-2": _ode(2, 2, 2),
@@ -92,9 +92,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "feddlr": ("lowrank", "method.name=feddlr"),
     "cnn": ("lowrank", "method.name=fedavg", "model.name=cnn"),
     "cnn-compact": ("lowrank", "method.name=fedhm", "model.name=cnn", _tiers("method.rank_factor", 8, 8, 8)),
-    "peers-local": ("rotated", "method.name=local", MODELS),
-    "peers-fedmd": ("rotated", "method.name=fedmd", MODELS, "method.public_batch=0"),
-    "peers-fedh2l": ("rotated", "method.name=fedh2l", MODELS),
+    "peers-local": ("rotated", f'method={{ name = "local", {MODELS} }}'),
+    "peers-fedmd": ("rotated", f'method={{ name = "fedmd", public_batch = 0, {MODELS} }}'),
+    "peers-fedh2l": ("rotated", f'method={{ name = "fedh2l", protect = "both", {MODELS} }}'),
 }
 FRONTIER = (
     *("resnet20", "resnet20-int8", "resnet8", "resnet8-int8", "ode", "ode-int8"),

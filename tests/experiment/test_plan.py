@@ -37,7 +37,7 @@ def found_and_planned(small: MakeExperiment, tmp_path: Path, method: str, *sets:
     return run.run(experiment, tmp_path / "run"), plan_one(experiment)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ADAPTIVE])
 def test_bytes_and_seconds_are_those_of_the_run(small: MakeExperiment, tmp_path: Path, method: str) -> None:
     found, planned = found_and_planned(small, tmp_path, method, *ALL_THERE, "rounds=3", "data.public=0.2")
     rows = [row for row in found.ledger if row["verb"] != "evaluate"]
@@ -60,6 +60,17 @@ def test_bytes_and_seconds_are_those_of_the_run(small: MakeExperiment, tmp_path:
     assert abs(planned.total.up_bytes - summary["bytes"]["up"]) <= FIGURES_AS_TEXT * replies
     assert planned.total.simulated_seconds == pytest.approx(summary["simulated_seconds"], rel=0.01)
     assert {tier.tier: tier.parameters for tier in planned.tiers} == summary["parameters"]
+
+
+@pytest.mark.parametrize("method", sorted(ADAPTIVE))
+def test_ranks_that_follow_the_data_stay_within_bounds(small: MakeExperiment, tmp_path: Path, method: str) -> None:
+    found, planned = found_and_planned(small, tmp_path, method, *ALL_THERE, "rounds=3")
+    for tier in planned.tiers:
+        ups = [row for row in found.ledger if row["tier"] == tier.tier and row["direction"] == "up"]
+        sizes = [row["tensor_bytes"] for row in ups if row["verb"] != "evaluate"]
+        assert sizes
+        assert all(tier.least_up_bytes <= size <= tier.most_up_bytes for size in sizes)
+        assert tier.least_up_bytes < tier.most_up_bytes
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedprox", "fedode", "fedh2l", "local"])
