@@ -123,7 +123,7 @@ def test_zstd_and_adaptive_ranks_are_told(small: MakeExperiment) -> None:
 
 def test_flops_are_those_that_torch_counts(small: MakeExperiment, tmp_path: Path) -> None:
     """Forward and backward of every step that one device makes, counted one by one."""
-    for method in ("fedavg", "fedhm", "fedode"):
+    for method in ("fedavg", "fedprox", "fedhm", "feddlr", "fedode", "feddeq", "heterofl"):
         experiment = small(method, *ALL_THERE, "rounds=1", "data.source=synthetic:260,3,16,16")
         tier = plan_one(experiment).tiers[1]
         ready = run.prepare(experiment)

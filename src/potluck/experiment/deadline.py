@@ -11,8 +11,7 @@ from potluck.engines.peers import spec_of_posts
 from potluck.experiment.config import Experiment
 from potluck.fleet import link
 from potluck.methods.protocol import deployed
-from potluck.models.fit import BACKWARD_COST
-from potluck.models.flops import forward_flops
+from potluck.models.flops import training_flops
 
 
 def demand_deadline(experiment: Experiment, course: Course, shares: Shares, first: Snapshot) -> None:
@@ -48,7 +47,7 @@ def _least(
         up_bytes = spec.extent(course.letters.up.respec(method.expect(first.state, device, desk)))[0]
     epochs = experiment.train.epochs
     passes = epochs[device.tier] if isinstance(epochs, dict) else epochs
-    flops = (1 + BACKWARD_COST) * forward_flops(net, shares.test.shape) * len(shares.train[device.id]) * passes
+    flops = training_flops(net, shares.test.shape) * len(shares.train[device.id]) * passes
     parts = {
         f"{down_bytes:,} bytes down": link.down_seconds(device, down_bytes),
         f"{flops / 1e9:.3g} GFLOPs": link.work_seconds(device, flops),

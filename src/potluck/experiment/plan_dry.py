@@ -25,8 +25,7 @@ from potluck.engines.seam import Delivery, Order
 from potluck.experiment import build
 from potluck.experiment.run import Prepared
 from potluck.methods.protocol import deployed
-from potluck.models.fit import BACKWARD_COST
-from potluck.models.flops import forward_flops
+from potluck.models.flops import training_flops
 
 AFFORDABLE_FLOPS = 1e9
 """A dry order does all of a device's work up to here, and a part of it beyond: under a second on a slow core."""
@@ -233,7 +232,7 @@ def _dry_size(ready: Prepared, device: Device, state: Any) -> Size:
     """The whole work where it is affordable, else two small batches."""
     whole, method = _whole(ready, device), ready.course.method
     net = deployed(method, None if method.traits.personal else state, None, device)
-    sample = (1 + BACKWARD_COST) * forward_flops(net, ready.shares.test.shape)
+    sample = training_flops(net, ready.shares.test.shape)
     if sample * whole.samples * whole.epochs <= AFFORDABLE_FLOPS:
         return whole
     batch = min(whole.batch, max(LEAST_BATCH, int(AFFORDABLE_FLOPS / STEPS / sample)))

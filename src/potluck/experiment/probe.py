@@ -15,8 +15,8 @@ from potluck.engines.inprocess import torch_threads
 from potluck.engines.memory import rss_bytes
 from potluck.engines.probe_link import Link
 from potluck.models import zoo
-from potluck.models.fit import BACKWARD_COST, cross_entropy
-from potluck.models.flops import forward_flops
+from potluck.models.fit import cross_entropy
+from potluck.models.flops import training_flops
 
 SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 32
 MEASURE_S = 3.0
@@ -44,7 +44,7 @@ def speed(model: str = "resnet20", threads: int = 1, seconds: float = MEASURE_S)
         optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         rng = torch.Generator().manual_seed(0)
         x, y = torch.randn((BATCH, *SHAPE), generator=rng), torch.randint(0, CLASSES, (BATCH,), generator=rng)
-        flops = (1 + BACKWARD_COST) * forward_flops(net, SHAPE) * BATCH
+        flops = training_flops(net, SHAPE) * BATCH
 
         def step() -> float:
             start = time.perf_counter()

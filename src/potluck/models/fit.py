@@ -19,15 +19,12 @@ from potluck.core import meter
 from potluck.core.errors import TrainingError
 from potluck.core.types import Shard, Task
 from potluck.models.augment import crop_flip
-from potluck.models.flops import forward_flops
+from potluck.models.flops import training_flops
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(net, x of a batch, y of a batch) -> the scalar to be minimised."""
-
-BACKWARD_COST = 2.0
-"""A backward pass costs about two forward passes: one for the inputs' gradients, one for the weights'."""
 
 
 def right(logits_BC: Tensor, y_B: Tensor) -> Tensor:
@@ -65,7 +62,7 @@ class Fit:
     loss: Loss
     device: str = "cpu"
     costs: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
-    """FLOPs of one sample's forward pass by (tier, purpose): measured once, since a tier's net does not change."""
+    """FLOPs of training on one sample by (tier, purpose): measured once, since a tier's net does not change."""
 
     def base(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The plain objective: the loss of the net's output."""
@@ -172,8 +169,8 @@ class Fit:
         """Adds the FLOPs of training on so many samples to the meter."""
         key = (task.device.tier, purpose)
         if key not in self.costs:
-            self.costs[key] = forward_flops(net, shard.shape)
-        meter.add_flops((1 + BACKWARD_COST) * self.costs[key] * samples)
+            self.costs[key] = training_flops(net, shard.shape)
+        meter.add_flops(self.costs[key] * samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What one forward pass costs: FLOPs, counted by running the net once."""
+"""What a forward pass costs, or a step of training: FLOPs, counted by running the net once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,26 @@ def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     Convolutions, matrix products and attention are counted; norms, activations and pools are not. The net itself is
     untouched: a copy runs, on standard normal samples of a fixed seed.
     """
-    probe = copy.deepcopy(net).eval().requires_grad_(False)
+    return _counted(net, shape, train=False)
+
+
+def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of the forward and the backward pass of one sample, counted likewise.
+
+    The backward pass of a net is about two forward ones; that of an equilibrium net is whatever its gradient does.
+    """
+    return _counted(net, shape, train=True)
+
+
+def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
+    probe = copy.deepcopy(net).eval()  # eval: running statistics stay as they are
     x_B = torch.randn((SAMPLES, *shape), generator=torch.Generator().manual_seed(0))
     for weight in probe.parameters():
         x_B = x_B.to(weight.device, weight.dtype)
         break
     # A net that counts its own work must not add this pass to the round that is under way.
-    with torch.no_grad(), meter.metering(), FlopCounterMode(display=False) as counter:
-        probe(x_B)
+    with torch.set_grad_enabled(train), meter.metering(), FlopCounterMode(display=False) as counter:
+        out = probe(x_B)
+        if train and out.requires_grad:
+            out.sum().backward()
     return float(counter.get_total_flops()) / SAMPLES
