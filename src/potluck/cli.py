@@ -107,13 +107,14 @@ def compare(
         shown[:] = [Progress(f"{number + 1}/{len(wanted)} {variant.name}")]
         return shown[0] if not quiet else silence()
 
+    for note in dict.fromkeys(note for _, note in wanted if note):
+        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     outcomes: list[comparing.Outcome] = []
     try:
         for outcome in comparing.compare(wanted, place, listener):
             outcomes.append(outcome)
-            for text in (outcome.note, outcome.reason):
-                if text:
-                    err.print(f"[yellow]{outcome.path.name}:[/] {escape(text)}")
+            if outcome.reason:
+                err.print(f"[yellow]{outcome.path.name}:[/] {escape(outcome.reason)}")
     except KeyboardInterrupt:
         raise SystemExit(interrupted("the same command goes on where this one stopped")) from None
     finally:

@@ -39,12 +39,14 @@ def _table(sides: Sequence[Any], goal: float | None, *, several: bool) -> None:
     """What they learned, and what it cost: two tables, since one would be wider than a terminal."""
     tiers = list(dict.fromkeys(tier for side in sides for tier in side.tiers))
     seeds = ["seeds"] if several else []
-    learned = _empty("method", *seeds, "rounds", "mean", "worst", *tiers, "parameters")
+    nets = ["net"] if len({side.net for side in sides}) > 1 else []
+    learned = _empty("method", *seeds, *nets, "rounds", "mean", "worst", *tiers, "parameters")
     for side in sides:
         ends = dict.fromkeys([*side.parameters[:1], *side.parameters[-1:]])
         learned.add_row(
             escape(side.method),
             *([str(side.seeds)] if several else []),
+            *([escape(side.net)] if nets else []),
             str(side.rounds),
             *(_share(figure) for figure in (side.mean, side.worst, *(side.tiers.get(tier) for tier in tiers))),
             " - ".join(f"{number:,}" for number in ends) or NOTHING,

@@ -151,10 +151,10 @@ def test_own_nets_that_do_not_work(name: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("own")
-def test_an_error_inside_ones_own_module_passes_unchanged() -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there") as caught:
+def test_an_error_inside_ones_own_module_is_told_with_its_place() -> None:
+    with pytest.raises(ModelError, match=r"a_module_that_is_not_there.*broken_nets_of_the_test.py, line 1") as caught:
         make("broken_nets_of_the_test:make_net", (1, 8, 8), 2, "group")
-    assert not isinstance(caught.value, ModelError)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
 def test_shortcut_without_parameters_subsamples_and_appends_zeros() -> None:

@@ -83,7 +83,10 @@ def load(source: str, *, column: str | None = None) -> Dataset:
     known = SOURCES.get(kind)
     if known is None:
         close = difflib.get_close_matches(kind, SOURCES, n=1)
-        hint = f"did you mean {SOURCES[close[0]].form!r}?" if close else f"choose one of {', '.join(_forms())}."
+        if source.endswith(".npz"):
+            hint = f"did you mean 'npz:{source}'?"
+        else:
+            hint = f"did you mean {SOURCES[close[0]].form!r}?" if close else f"choose one of {', '.join(_forms())}."
         raise DataError(f"Unknown source {source!r}: {hint}")
     if column is not None and kind not in WITH_COLUMNS:
         raise DataError(
@@ -116,7 +119,7 @@ def _path(kind: str, where: str) -> Path:
     if unset and not there:
         raise DataError(f"{kind}:{where} needs the environment variable {unset[1]}, which is not set: set it first.")
     if not there:
-        raise DataError(f"{kind}:{where} is not there, expected {form}: check the path {path}.")
+        raise DataError(f"{kind}:{where} is not there, expected {form}: check the path {path.absolute()}.")
     if kind != "hf" and path.is_dir() != (kind != "npz"):
         wanted = "a folder" if kind != "npz" else "a file"
         raise DataError(f"{kind}:{where} is not {wanted}, expected {form}: check the path {path}.")

@@ -110,7 +110,7 @@ def named(key: str, name: str) -> Callable[..., Any]:
         raise ConfigError(f'{key} = "{name}": expected {" or ".join(BUILT_IN)}, or "package.module:function"')
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module of the user's own raises
         raise ConfigError(
             f'{key} = "{name}": {error}; run from the folder that holds the module, or install it'
         ) from None

@@ -127,10 +127,13 @@ def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:
 def _demand_equal(experiment: Experiment, path: Path) -> None:
     """A folder that is gone on with must hold the same experiment."""
     held, now = _settings(store.read_experiment(path)), _settings(resolved(experiment))
+    if held["rounds"] != now["rounds"] and not experiment.train.schedule_rounds:  # which follows the rounds
+        held["train"]["schedule_rounds"] = now["train"]["schedule_rounds"]
     if held != now:
         odd = sorted(key for key in now if held.get(key) != now[key])
+        more = f", or add rounds to each run: potluck resume {path} --rounds 1" if odd == ["rounds"] else ""
         raise ConfigError(
-            f"{path} holds a run of other settings ({', '.join(odd)} differ): choose another --out, or remove it"
+            f"{path} holds a run of other settings ({', '.join(odd)} differ): choose another --out, or remove it{more}"
         )
 
 

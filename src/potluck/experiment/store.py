@@ -133,8 +133,11 @@ class RunFolder:
 def demand_free(path: Path) -> None:
     """Raises RunFolderError if there is something at ``path`` already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        resumable = (path / "experiment.toml").exists()
-        last = f"or go on with it: potluck resume {path}" if resumable else "or rename it"
+        last = "or rename it"
+        if (path / "summary.json").exists():
+            last = f"or add rounds to that finished run: potluck resume {path} --rounds 1"
+        elif (path / "experiment.toml").exists():
+            last = f"or go on with it: potluck resume {path}"
         raise RunFolderError(f"{path} exists already: choose another with --out, remove it, {last}")
 
 

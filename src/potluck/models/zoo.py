@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -153,7 +154,7 @@ def _demand_fit(name: str, entry: Entry, shape: Shape, classes: int) -> None:
 
 
 def _import(name: str, shape: Shape, classes: int) -> nn.Module:
-    """The net of ``package.module:function``. Exceptions that the user's own code raises pass unchanged."""
+    """The net of ``package.module:function``. What the user's own code raises is told with its file and line."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ModelError(f'model.name = "{name}": expected "package.module:function"')
@@ -161,20 +162,37 @@ def _import(name: str, shape: Shape, classes: int) -> nn.Module:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it imports is not
+            raise _failed(name, f"importing {module_name}", error) from error  # what it imports is not there
         raise ModelError(
             f'model.name = "{name}": no module {error.name!r}; run from the folder that holds it, or install it'
         ) from error
+    except Exception as error:
+        raise _failed(name, f"importing {module_name}", error) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         close = difflib.get_close_matches(function_name, found, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise ModelError(f'model.name = "{name}": {module_name} has no function {function_name!r}{hint}')
-    net = function(shape, classes)
+    try:
+        net = function(shape, classes)
+    except Exception as error:
+        raise _failed(name, f"{function_name}({shape}, {classes})", error) from error
     if not isinstance(net, nn.Module):
         raise ModelError(f'model.name = "{name}" returned {type(net).__name__}: expected a torch.nn.Module')
     return net
+
+
+def _failed(name: str, what: str, error: Exception) -> ModelError:
+    """The user's own code went wrong: where, in one line; the whole story is the cause of what is raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})"
+    elif frames and frames[-1].filename.startswith("<frozen"):  # the import system itself: the line that asked it
+        asked = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+        place = f" ({asked[-1].filename}, line {asked[-1].lineno})" if asked else ""
+    return ModelError(f'model.name = "{name}": {what} failed: {type(error).__name__}: {error}{place}')
 
 
 def count_parameters(net: nn.Module) -> int:

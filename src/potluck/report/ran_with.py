@@ -32,7 +32,7 @@ def to_target(runs: Sequence[Run], labels: Sequence[str]) -> Html | None:
         found = target.reached(run, goal)
         words = [found.round, size(found.bytes), duration(found.simulated_seconds)] if found else [NONE, NONE, NONE]
         rows.append([label, *words])
-    text = f"The first evaluated round with a mean of {score(goal)}, which is 90% of the best one here."
+    text = f"The first evaluated round with a mean of {score(goal)}: 90% of the best one here, in whole per cent."
     head = ["run", "round", "bytes until then", "simulated time"]
     return Html(f"<h3>To {score(goal)}</h3><p>{text}</p>{table(head, rows)}")
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from potluck.report.compare import groups
 from potluck.report.runs import Run
@@ -50,6 +51,8 @@ class Side:
     worst: Figure | None
     tiers: Mapping[str, Figure | None]
     parameters: Sequence[int]
+    net: str
+    """What ``[model]`` names; "per tier" where the devices own their nets."""
     up: float
     down: float
     setup: float
@@ -101,6 +104,7 @@ def _side(name: str, runs: Sequence[Run], target: float | None) -> Side:
         worst=Figure.of([found.worst for found in scored]),
         tiers={tier: Figure.of([found.tiers[tier] for found in scored if tier in found.tiers]) for tier in tiers},
         parameters=sorted({int(n) for run in runs for n in run.summary.get("parameters", {}).values()}),
+        net=_net(runs[0].experiment) if runs else "",
         up=mean(lambda run: run.traffic.up),
         down=mean(lambda run: run.traffic.down),
         setup=mean(lambda run: run.traffic.setup),
@@ -111,3 +115,9 @@ def _side(name: str, runs: Sequence[Run], target: float | None) -> Side:
         wall_seconds=mean(lambda run: run.rounds[-1].wall_seconds if run.rounds else math.nan),
         peak_bytes=mean(lambda run: float(run.summary.get("peak_rss_bytes", math.nan))),
     )
+
+
+def _net(experiment: Mapping[str, Any]) -> str:
+    if experiment.get("method", {}).get("models"):
+        return "per tier"
+    return str(experiment.get("model", {}).get("name", ""))
