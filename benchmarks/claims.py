@@ -62,7 +62,7 @@ def _fedavg(net: str) -> tuple[str, ...]:
 
 HELD = "data.server_samples=200"
 INT8 = ('wire.up=["int8", "zstd"]', 'wire.down=["int8", "zstd"]')
-MODELS = 'models = { phone = "mlp", tablet = "lenet", laptop = "resnet8" }'
+MODELS = 'models = { phone = "mlp", tablet = "lenet", laptop = "peer_nets:strided" }'
 ROWS: dict[str, tuple[str, ...]] = {
     "ode": _ode(2, 4, 8),
     "ode-2": _ode(2, 2, 2),
@@ -346,7 +346,7 @@ CLAIMS: dict[str, Claim] = {
         judge=_ranks,
     ),
     "dual-side": Claim(
-        text="FedDLR: truncation on both sides, with `int8`, saves two thirds of all bytes at equal accuracy",
+        text="FedDLR: truncation on both sides saves two thirds of all bytes at equal accuracy",
         rows=("fedavg", "feddlr"),
         sets=IMPLICIT,
         judge=_truncated,
