@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -31,14 +32,22 @@ def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     return _counted(net, shape, train=True)
 
 
+class _Whole(nullcontext[None]):
+    """In place of torch's tracker of modules: all that is counted belongs to the whole."""
+
+    parents = frozenset({"Global"})
+
+
 def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
     probe = copy.deepcopy(net).eval()  # eval: running statistics stay as they are
     x_B = torch.randn((SAMPLES, *shape), generator=torch.Generator().manual_seed(0))
     for weight in probe.parameters():
         x_B = x_B.to(weight.device, weight.dtype)
         break
+    mode = FlopCounterMode(display=False)
+    mode.mod_tracker = _Whole()  # type: ignore[assignment]  # its own hooks do not stand an implicit gradient's inner one
     # A net that counts its own work must not add this pass to the round that is under way.
-    with torch.set_grad_enabled(train), meter.metering(), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(train), meter.metering(), mode as counter:
         out = probe(x_B)
         if train and out.requires_grad:
             out.sum().backward()
