@@ -187,6 +187,7 @@ def _verdict(parts: Sequence[tuple[str, bool]]) -> str:
 
 def _write(table: str) -> None:
     text = PAGE.read_text(encoding="utf-8")
+    assert START in text, f"{PAGE} has lost its marks"
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
