@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from potluck import cli
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment, override
 
@@ -70,6 +73,7 @@ SMALL: dict[str, object] = {
 """Four devices in two tiers on data made up on the spot: a run takes about a second."""
 
 MakeExperiment = Callable[..., Experiment]
+Potluck = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -81,3 +85,23 @@ def small() -> MakeExperiment:
         return variants(plain, [method], [plain.seed])[0][0]
 
     return make
+
+
+@pytest.fixture
+def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Potluck:
+    """Runs a command line in a folder of its own: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["potluck", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call

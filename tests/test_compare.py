@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from potluck import cli
 from potluck.experiment import compare, run, store
 from potluck.experiment.config import Experiment
 from potluck.report import runs, target
 
 MakeExperiment = Callable[..., Experiment]
 Potluck = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Potluck:
-    """Runs a command line in a folder of its own: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["potluck", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture
