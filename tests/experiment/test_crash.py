@@ -29,7 +29,7 @@ class PowerCutError(BaseException):
 def steps_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list[str]:
     """Counts the steps that touch the disk, and stops the machine in the middle of step ``fail_at``."""
     seen: list[str] = []
-    write, append, tidy = store._write, store._append, store._tidy
+    write, append, tidy = store.write_whole, store._append, store._tidy
 
     def step(name: str, half: Callable[[], None]) -> None:
         seen.append(name)
@@ -53,7 +53,7 @@ def steps_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch, fail_at: int) -> list
         step("tidy", lambda: None)
         tidy(state, kept)
 
-    monkeypatch.setattr(store, "_write", cut_write)
+    monkeypatch.setattr(store, "write_whole", cut_write)
     monkeypatch.setattr(store, "_append", cut_append)
     monkeypatch.setattr(store, "_tidy", cut_tidy)
     return seen

@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 ) -> None:
     experiment = small("fedavg", "model.name=mlp", "rounds=4")
     whole = run.run(experiment, tmp_path / "whole").summary
-    write = store._write
+    write = store.write_whole
 
     def full(path: Path, data: bytes | bytearray) -> None:
         if path.name == "state-000003.safetensors":
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         write(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write", full)
+        patched.setattr(store, "write_whole", full)
         with pytest.raises(RunFolderError, match=r"the disk is full.*Free some space, then: potluck resume"):
             run.run(experiment, tmp_path / "cut")
     assert store.read_snapshot(tmp_path / "cut").round == 2

@@ -108,9 +108,7 @@ def compare(
 def _keep(outcomes: Sequence[Outcome], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = [{**dataclasses.asdict(one), "path": one.path.name} for one in outcomes]
-    fresh = out / "comparison.json.new"
-    fresh.write_text(json.dumps({"runs": found}, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(out / "comparison.json")
+    store.write_whole(out / "comparison.json", (json.dumps({"runs": found}, indent=1) + "\n").encode())
 
 
 def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:

@@ -49,7 +49,7 @@ class RunFolder:
         with _told(path):
             (path / "state").mkdir(parents=True)
             folder = cls(path, _locked(path))
-            _write(path / "experiment.toml", to_toml(experiment).encode())
+            write_whole(path / "experiment.toml", to_toml(experiment).encode())
         return folder
 
     @classmethod
@@ -83,7 +83,7 @@ class RunFolder:
                     self.own.sync(device, round)
             data = frame.encode({"state": snapshot.state})
             name = f"state-{snapshot.round:06d}.safetensors"
-            _write(self.path / "state" / name, data)
+            write_whole(self.path / "state" / name, data)
             manifest = {
                 "format": FORMAT,
                 "round": snapshot.round,
@@ -96,7 +96,7 @@ class RunFolder:
                 "lengths": lengths,
                 "facts": dict(facts),
             }
-            _write(self.path / "state" / "manifest.json", json.dumps(manifest, indent=1).encode())
+            write_whole(self.path / "state" / "manifest.json", json.dumps(manifest, indent=1).encode())
             _tidy(self.path / "state", name)
 
     def rewind(self) -> None:
@@ -116,18 +116,18 @@ class RunFolder:
     def write_experiment(self, experiment: Experiment) -> None:
         """Writes the resolved experiment anew: a resume may have more rounds."""
         with _told(self.path):
-            _write(self.path / "experiment.toml", to_toml(experiment).encode())
+            write_whole(self.path / "experiment.toml", to_toml(experiment).encode())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON file, whole or not at all."""
         with _told(self.path):
-            _write(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+            write_whole(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
 
     def write_frame(self, name: str, tree: Mapping[str, Any]) -> None:
         """Writes a tree as a safetensors file, whole or not at all."""
         with _told(self.path):
             (self.path / name).parent.mkdir(exist_ok=True)
-            _write(self.path / name, frame.encode(tree))
+            write_whole(self.path / name, frame.encode(tree))
 
 
 def demand_free(path: Path) -> None:
@@ -231,7 +231,7 @@ def _locked(path: Path) -> IO[str]:
     return handle
 
 
-def _write(path: Path, data: bytes | bytearray) -> None:
+def write_whole(path: Path, data: bytes | bytearray) -> None:
     """Writes beside, forces to the disk, renames, forces the folder to the disk."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as handle:
