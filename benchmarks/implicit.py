@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))  # for implicit_nets
 
 from potluck.experiment import run as runs
 from potluck.experiment import store
@@ -45,8 +42,7 @@ def _deq(*counts: int, **options: Any) -> dict[str, Any]:
 
 
 def _local(kind: str, *counts: int) -> dict[str, Any]:
-    nets = {tier: f"implicit_nets:{kind}_{count}" for tier, count in _depths(*counts).items()}
-    return {"model": {"name": ODE if kind == "ode" else DEQ}, "method": {"name": "local", "models": nets}}
+    return {"model": {"name": ODE if kind == "ode" else DEQ, "steps": _depths(*counts)}, "method": {"name": "local"}}
 
 
 HELD = {"data": {"server_samples": 200}}
