@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,64 +23,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from namespaces import Switch, wired
 from potluck.data.split import write_split
 from potluck.engines.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
 
-PREFIX = f"pot{os.getpid()}"
 PORT, BEHIND, CHUNK = 7447, 7448, 65536
 LONGEST_S = 1500.0
 
 
-def ip(*words: str) -> str:
-    """What ``ip`` answers."""
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
-
-
-def host(peer: int) -> str:
-    """The namespace of a peer."""
-    return f"{PREFIX}-{peer}"
-
-
-def address(peer: int) -> str:
-    """The address of a peer, inside the namespaces only."""
-    return f"10.77.0.{peer + 1}"
-
-
-def wire(peers: int, rate: str) -> None:
-    """A switch, and a thin cable from it to each host."""
-    ip("netns", "add", f"{PREFIX}-s")
-    ip("-n", f"{PREFIX}-s", "link", "add", "br0", "type", "bridge")
-    ip("-n", f"{PREFIX}-s", "link", "set", "br0", "up")
-    for peer in range(peers):
-        ip("netns", "add", host(peer))
-        ip("-n", host(peer), "link", "add", "eth0", "type", "veth", "peer", "name", f"port{peer}")
-        ip("-n", host(peer), "link", "set", f"port{peer}", "netns", f"{PREFIX}-s")
-        ip("-n", f"{PREFIX}-s", "link", "set", f"port{peer}", "master", "br0", "up")
-        ip("-n", host(peer), "addr", "add", f"{address(peer)}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            ip("-n", host(peer), "link", "set", device, "up")
-        for space, device in ((host(peer), "eth0"), (f"{PREFIX}-s", f"port{peer}")):
-            limit = ["root", "tbf", "rate", rate, "burst", "16kb", "latency", "2s"]
-            subprocess.run(["ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", device, *limit], check=True)
-
-
-def unwire(peers: int) -> None:
-    """Removes the namespaces, and with them all that was in them."""
-    for name in [*(host(peer) for peer in range(peers)), f"{PREFIX}-s"]:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-def counters(peer: int) -> tuple[int, int]:
-    """(bytes sent, bytes received) on the host's interface, all headers included."""
-    (found,) = json.loads(ip("-n", host(peer), "-s", "-j", "link", "show", "eth0"))
-    return int(found["stats64"]["tx"]["bytes"]), int(found["stats64"]["rx"]["bytes"])
-
-
-async def delay(peer: int, seconds: float) -> None:
-    """Accepts on the peer's port, and passes everything on to the peer, later."""
+async def delay(address: str, seconds: float) -> None:
+    """Accepts on the peer's port at its address, and passes everything on to the peer, later."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
@@ -112,7 +66,7 @@ async def delay(peer: int, seconds: float) -> None:
             return
         await asyncio.gather(pump(reader, inner[1]), pump(inner[0], writer))
 
-    server = await asyncio.start_server(accepted, address(peer), PORT)
+    server = await asyncio.start_server(accepted, address, PORT)
     await server.serve_forever()
 
 
@@ -131,23 +85,17 @@ def experiment(peers: int, rounds: int) -> Experiment:
     )
 
 
-def within(peer: int, *words: str, log: Path) -> subprocess.Popen[bytes]:
-    """A process on a host."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(["ip", "netns", "exec", host(peer), *words], stdout=stream, stderr=stream)
-
-
-def start(peer: int, peers: int, folder: Path, delay_ms: float) -> list[subprocess.Popen[bytes]]:
+def start(switch: Switch, peer: int, folder: Path, delay_ms: float) -> list[subprocess.Popen[bytes]]:
     """The proxy and the peer of a host."""
-    proxy = [sys.executable, __file__, "--proxy", str(peer), "--delay-ms", str(delay_ms)]
+    proxy = [sys.executable, __file__, "--proxy", switch.address(peer), "--delay-ms", str(delay_ms)]
     shares, keys = folder / "shares", folder / "keys"
     words = ["--id", str(peer), "--data", f"npz:{shares}/device-{peer:03d}.npz", "--public", f"npz:{shares}/public.npz"]
     words += ["--listen", f"tls/127.0.0.1:{BEHIND}", "--out", str(folder / f"peer-{peer}"), "--quiet"]
     words += ["--cert", f"{keys}/peer-{peer}.pem", "--key", f"{keys}/peer-{peer}.key", "--ca", f"{keys}/ca.pem"]
-    words += [word for k in range(peer) for word in ("--connect", f"{k}=tls/{address(k)}:{PORT}")]
+    words += [word for k in range(peer) for word in ("--connect", f"{k}=tls/{switch.address(k)}:{PORT}")]
     run = [sys.executable, "-m", "potluck.cli", "peer", str(folder / "hosts.toml"), *words]
     log = folder / f"peer-{peer}.log"
-    return [within(peer, *proxy, log=log), within(peer, *run, log=log)]
+    return [switch.start(peer, words, log) for words in (proxy, run)]
 
 
 def lines(folder: Path, peer: int, name: str) -> list[dict[str, Any]]:
@@ -187,7 +135,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--proxy", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--proxy", default=None, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.proxy is not None:
         asyncio.run(delay(told.proxy, told.delay_ms / 1000))
@@ -197,28 +145,27 @@ def main() -> None:
     made = experiment(peers, told.rounds)
     (folder / "hosts.toml").write_text(store.to_toml(made))
     write_split(build.make_shares(resolved(made)), folder / "shares")
-    write_certificates(folder / "keys", peers, {peer: [address(peer)] for peer in range(peers)})
     started: list[subprocess.Popen[bytes]] = []
     until, last = time.monotonic() + LONGEST_S, peers - 1
-    try:
-        wire(peers, told.rate)
-        for peer in range(peers):
-            started += start(peer, peers, folder, told.delay_ms)
-        wait_for(folder, 0, 2, until)
-        ip("-n", f"{PREFIX}-s", "link", "set", f"port{last}", "down")
-        cut = max(len(lines(folder, peer, "rounds")) for peer in range(last))
-        wait_for(folder, 0, cut + 2, until)
-        ip("-n", f"{PREFIX}-s", "link", "set", f"port{last}", "up")
-        print(f"host {last} was cut off in round {cut + 1} and joined again in round {cut + 3}", flush=True)
-        for process in started[1::2]:
-            process.wait(max(1.0, until - time.monotonic()))
-        tell(folder, peers, {peer: counters(peer) for peer in range(peers)})
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
-        unwire(peers)
+    with wired([told.rate] * peers) as switch:
+        write_certificates(folder / "keys", peers, {peer: [switch.address(peer)] for peer in range(peers)})
+        try:
+            for peer in range(peers):
+                started += start(switch, peer, folder, told.delay_ms)
+            wait_for(folder, 0, 2, until)
+            switch.plug(last, False)
+            cut = max(len(lines(folder, peer, "rounds")) for peer in range(last))
+            wait_for(folder, 0, cut + 2, until)
+            switch.plug(last, True)
+            print(f"host {last} was cut off in round {cut + 1} and joined again in round {cut + 3}", flush=True)
+            for process in started[1::2]:
+                process.wait(max(1.0, until - time.monotonic()))
+            tell(folder, peers, {peer: switch.counters(peer) for peer in range(peers)})
+        finally:
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.wait()
 
 
 if __name__ == "__main__":

@@ -94,12 +94,16 @@ def show_page(text: str) -> None:
 
 
 def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """One row a run: accuracy per tier, bytes, seconds, parameters."""
+    """One row a run: accuracy per tier, bytes, seconds, parameters.
+
+    *as messages*: up and down once more, as the engine's own messages (Flower's), where it has some.
+    """
     if not rows:
         return
     tiers = list(rows[0][1]["parameters"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    costs = ("up", "down", "simulated", "wall", "memory")
+    engine = any("engine_bytes" in summary for _, summary in rows)
+    costs = ("up", "down", *(["as messages"] if engine else []), "simulated", "wall", "memory")
     for heading in ("method", "seed", "rounds", "mean", "worst", *tiers, *costs):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for _, summary in rows:
@@ -113,6 +117,7 @@ def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
             *(_share((accuracy["tiers"] or {}).get(tier)) for tier in tiers),
             size(summary["bytes"]["up"]),
             size(summary["bytes"]["down"]),
+            *([size(summary["engine_bytes"]["total"]) if "engine_bytes" in summary else "-"] if engine else []),
             duration(summary["simulated_seconds"]),
             duration(summary["wall_seconds"]),
             size(summary["peak_rss_bytes"]),

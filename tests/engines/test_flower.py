@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from tests.engines.grid import Fault, HereGrid, failed, grid_of, serve
+from tests.engines.grid import Fault, HereGrid, failed, grid_of, one_task, serve
 
 from potluck.core.errors import ConfigError, EngineError, WireError
 from potluck.engines import flower
-from potluck.engines.flower_frame import STYPE, pack, unpack
+from potluck.engines.flower_frame import STYPE, pack, size_of, unpack
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
@@ -231,6 +231,47 @@ def test_a_limit_lets_a_run_start_without_all(small: MakeExperiment, tmp_path: P
     serve(grid)
     rows = [row for row in Run.load(tmp_path / "run").ledger if row["device"] == 1 and row["verb"] == "train"]
     assert {row["reason"] for row in rows} <= {"device 1 is not connected"}
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_ledger_tells_the_messages_around_the_frames(small: MakeExperiment, tmp_path: Path) -> None:
+    """Of the message that was made; what never left, or never came, has no bytes."""
+    grid = play(small, tmp_path, FAULTS["nothing"][0], "local")
+    orders = [message for message in grid.sent if "order" in message.content.config_records]
+    with one_task():
+        found = sorted(size_of(message) for message in orders)
+    rows = Run.load(tmp_path / "run").ledger
+    assert sorted(row["engine_bytes"] for row in rows if row["direction"] == "down") == found
+    for row in rows:
+        around = row["engine_bytes"] - row["encoded_bytes"]
+        assert (700 < around < 2000) if row["status"] == "ok" or row["direction"] == "down" else around == 0, row
+    late = ledger(tmp_path, 2)[1]
+    assert (late["status"], late["encoded_bytes"], late["engine_bytes"]) == ("late", 0, 0)
+    told = summary(tmp_path)["engine_bytes"]
+    ups = [row["engine_bytes"] for row in rows if row["direction"] == "up" and row["verb"] == "train"]
+    assert (told["up"], told["total"]) == (sum(ups), told["up"] + told["down"])
+
+
+@pytest.mark.usefixtures("clock")
+def test_an_order_that_never_left_has_no_bytes(small: MakeExperiment, tmp_path: Path) -> None:
+    grid = grid_of(small("fedavg", "engine.join_timeout_s=5", "engine.min_devices=3"), tmp_path)
+    grid.offline.add(1007)
+    serve(grid)
+    rows = [row for row in Run.load(tmp_path / "run").ledger if row["device"] == 1]
+    assert {(row["encoded_bytes"], row["tensor_bytes"], row["engine_bytes"]) for row in rows} == {(0, 0, 0)}
+    missed = [line["seconds"] for line in Run.load(tmp_path / "run").rounds if 1 in line["status"].get("lost", [])]
+    assert missed
+    assert max(missed) < 15.0, "nobody waited for it until the deadline"
+
+
+def test_a_message_is_its_frame_and_a_fixed_rest() -> None:
+    with one_task():
+        small, large, chunks = (
+            size_of(Message(RecordDict({"frame": pack(b"x" * size)}), dst_node_id=1, message_type="train.round"))
+            for size in (1_000, 9_000, 6 * 2**20)
+        )
+    assert large - small == 8_000
+    assert 0 < chunks - 6 * 2**20 - (large - 9_000) < 200  # a second object, for more than 5 MiB
 
 
 @pytest.mark.usefixtures("clock")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from potluck.report import compare, runs, tables
@@ -36,6 +37,13 @@ def test_headline_of_a_finished_and_of_an_interrupted_run(make_run: MakeRun) -> 
     assert all(word in done for word in ("31.0%", "30.0%", "27.0 kB", "4.50 s", "1.50 s", "5.00 MB", "1,234"))
     assert all(word in broken for word in ("11.0%", "9.00 kB", "1.50 s", "500 ms", "known at the end"))
     assert "5.00 MB" not in broken
+
+
+def test_messages_of_an_engine_stand_beside_the_frames(make_run: MakeRun) -> None:
+    run = runs.read(make_run())
+    assert "as messages" not in tables.headline(run)
+    told = replace(run, summary={**run.summary, "engine_bytes": {"total": 31_400}})
+    assert "9.00 kB up, 18.0 kB down; 31.4 kB as messages of the engine" in tables.headline(told)
 
 
 def test_troubles_come_with_rounds_and_reason(make_run: MakeRun) -> None:

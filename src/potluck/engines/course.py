@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from potluck.core import tree
 from potluck.core.errors import TrainingError, WireError
 from potluck.core.types import Desk, Device, Shard
-from potluck.engines.seam import Letters, Order
+from potluck.engines.seam import Delivery, Letters, Order
 from potluck.fleet.cohort import Fleet
 
 
@@ -61,7 +61,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of the ledger: one frame of one device in one direction."""
+    """A row of the ledger: one frame of one device in one direction.
+
+    ``engine_bytes`` are those of the message around the frame, as the engine serialises it; None: it has none.
+    """
 
     round: int
     device: int
@@ -73,6 +76,7 @@ class Row:
     seconds: float
     status: str
     reason: str
+    engine_bytes: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,3 +128,20 @@ def row(
         status=status,
         reason=reason,
     )
+
+
+def rows_of(delivery: Delivery, up_tensor_bytes: int, status: str, reason: str) -> tuple[Row, Row]:
+    """The two rows of an order that was answered or not: down, up. An order that never left has no bytes."""
+    order, sent = delivery.order, delivery.sent
+    sizes = {
+        "down": (order.tensor_bytes, len(order.frame)) if sent else (0, 0),
+        "up": (up_tensor_bytes, len(delivery.frame)),
+    }
+    down, up = (
+        replace(
+            row(order, direction, *size, delivery.seconds, status, reason),
+            engine_bytes=delivery.engine_bytes.get(direction),
+        )
+        for direction, size in sizes.items()
+    )
+    return down, up

@@ -12,15 +12,16 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import EngineError, MissingExtraError, WireError
-from potluck.core.types import Device
 from potluck.engines.device import DeviceSide
-from potluck.engines.flower_frame import ACTIONS, HELLO, SET_UP, fault_of, pack, unpack
+from potluck.engines.flower_frame import ACTIONS, BY_SERVER, HELLO, SET_UP, fault_of, pack, size_of, unpack
+from potluck.engines.flower_hello import Fleetwide, unfit
+from potluck.engines.flower_looks import Looks, look_often, pause
 from potluck.engines.seam import Delivery, Order
 
 try:
@@ -29,24 +30,11 @@ try:
 except ImportError:
     raise MissingExtraError("a fleet on Flower", "flower") from None
 
-POLL_S, AT_ONCE, HELLO_S = 0.5, 8, 300.0
-"""Seconds between two looks, replies pulled at once, and seconds that a node has to say hello."""
+POLL_S, HELLO_S = 0.5, 300.0
+"""Seconds between two looks, and seconds that a node has to say hello."""
 IN_MEMORY = 64 * 2**20
 """Bytes of early replies that are kept in memory; beyond, they wait on disk."""
 STRIKES, PAUSE = 3, 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleetwide:
-    """What every device must agree with, and how many are waited for. ``numbers``: device by node id, where known."""
-
-    devices: Sequence[Device]
-    digest: str
-    version: str
-    numbers: Mapping[int, int]
-    deadline_s: float
-    least: int
-    join_timeout_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,8 +43,14 @@ class _Asked:
 
     order: Order
     start: float
+    sent: int = 0
+    """Bytes of its message."""
     delivery: Delivery | None = None
     spooled: Path | None = None
+
+    def carried(self, up: int) -> dict[str, int]:
+        """Bytes of the messages, by direction."""
+        return {"down": self.sent, "up": up}
 
 
 @dataclass(slots=True)
@@ -75,6 +69,10 @@ class FlowerEngine:
     _refused: dict[int, str] = field(default_factory=dict)
     _strikes: Counter[int] = field(default_factory=Counter)
     _resting: dict[int, int] = field(default_factory=dict)
+    _looks: Looks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._looks = Looks(grid=self.grid)
 
     def join(self) -> None:
         """Waits until all devices said hello, or ``least`` by the time-out. Raises EngineError naming who did not."""
@@ -106,13 +104,15 @@ class FlowerEngine:
             asked.append(found)
             why = self._absent(order, here)
             if why:
-                found.delivery = Delivery(order=order, status="lost", reason=why)
+                nothing = {"down": 0, "up": 0}
+                found.delivery = Delivery(order=order, status="lost", reason=why, sent=False, engine_bytes=nothing)
             else:
-                by_message[self._push(order, deadline_s)] = len(asked) - 1
+                by_message[self._push(found, deadline_s)] = len(asked) - 1
         with tempfile.TemporaryDirectory(prefix="potluck-replies-") as spool:
             yield from self._gather(asked, by_message, deadline_s, Path(spool))
 
-    def _push(self, order: Order, ttl: float) -> str:
+    def _push(self, asked: _Asked, ttl: float) -> str:
+        order = asked.order
         facts = ConfigRecord({"verb": order.verb, "round": order.round, "ack": order.ack})
         content = RecordDict({"frame": pack(order.frame), "order": facts})
         message = Message(
@@ -122,7 +122,9 @@ class FlowerEngine:
             ttl=ttl,
             group_id=str(order.round),
         )
-        return _first(self.grid.push_messages([message]))
+        name = _first(self.grid.push_messages([message]))
+        asked.sent = size_of(message)
+        return name
 
     def _gather(
         self, asked: list[_Asked], by_message: dict[str, int], deadline_s: float, spool: Path
@@ -132,7 +134,7 @@ class FlowerEngine:
         for position, first in enumerate(asked):
             while first.delivery is None:
                 came = False
-                for message in self._pull(list(by_message)):
+                for message in self._looks.replies(list(by_message)):
                     at = by_message.pop(message.metadata.reply_to_message_id)
                     delivery = self._read(asked[at], message, deadline_s)
                     if at != position and held + len(delivery.frame) > IN_MEMORY:
@@ -145,9 +147,11 @@ class FlowerEngine:
                 for at in list(by_message.values()):
                     if time.monotonic() - asked[at].start > deadline_s:
                         asked[at].delivery = _late(asked[at], deadline_s)
-                by_message = {key: at for key, at in by_message.items() if asked[at].delivery is None}
+                for name in [name for name, at in by_message.items() if asked[at].delivery is not None]:
+                    del by_message[name]
+                    self._looks.forget(name)
                 if first.delivery is None and not came:
-                    time.sleep(self.poll_s)
+                    time.sleep(pause(self.poll_s, len(by_message)))
             delivery, first.delivery = first.delivery, None
             held -= len(delivery.frame)
             if first.spooled is not None:
@@ -156,18 +160,16 @@ class FlowerEngine:
             self._count(delivery)
             yield delivery
 
-    def _pull(self, messages: list[str]) -> Iterator[Message]:
-        """The replies that are there, a few at a time, so that few frames are in memory at once."""
-        for start in range(0, len(messages), AT_ONCE):
-            yield from self.grid.pull_messages(messages[start : start + AT_ONCE])
-
     def _read(self, asked: _Asked, message: Message, deadline_s: float) -> Delivery:
         order, seconds = asked.order, time.monotonic() - asked.start
         if message.has_error():
-            status, reason = fault_of(message.error.code, str(message.error.reason or ""), order, seconds >= deadline_s)
-            return Delivery(order=order, status=status, reason=reason, seconds=seconds)
+            code = message.error.code
+            status, reason = fault_of(code, str(message.error.reason or ""), order, seconds >= deadline_s)
+            carried = asked.carried(0 if code in BY_SERVER else size_of(message))
+            return Delivery(order=order, status=status, reason=reason, seconds=seconds, engine_bytes=carried)
         if seconds > deadline_s:
             return _late(asked, deadline_s)
+        carried = asked.carried(size_of(message))
         try:
             frame = unpack(message.content)
             facts: Mapping[str, Any] = message.content.config_records["reply"]
@@ -176,9 +178,17 @@ class FlowerEngine:
             parts = {str(name): float(value) for name, value in zip(names, values, strict=True)}
         except (WireError, KeyError, ValueError, TypeError) as error:
             reason = f"device {order.device.id}: the reply is not of the expected form: {error}"
-            return Delivery(order=order, status="rejected", reason=reason, seconds=seconds)
+            return Delivery(order=order, status="rejected", reason=reason, seconds=seconds, engine_bytes=carried)
         status = "ok" if told == "ok" else "rejected"
-        return Delivery(order=order, status=status, frame=frame, reason=reason, seconds=seconds, parts=parts)
+        return Delivery(
+            order=order,
+            status=status,
+            frame=frame,
+            reason=reason,
+            seconds=seconds,
+            parts=parts,
+            engine_bytes=carried,
+        )
 
     def _count(self, delivery: Delivery) -> None:
         device = delivery.order.device.id
@@ -226,7 +236,7 @@ class FlowerEngine:
                 message = Message(RecordDict({"hello": ask}), dst_node_id=node, message_type=HELLO, ttl=HELLO_S)
                 self._hellos[_first(self.grid.push_messages([message]))] = node
                 self._greeted[node] = now
-        for message in self._pull(list(self._hellos)):
+        for message in self._looks.replies(list(self._hellos)):
             self._hear(self._hellos.pop(message.metadata.reply_to_message_id), message)
 
     def _hear(self, node: int, message: Message) -> None:
@@ -238,7 +248,7 @@ class FlowerEngine:
             return  # it was slow, and has been asked twice
         said: Mapping[str, Any] = message.content.config_records.get("hello", ConfigRecord())
         number = said.get("device")
-        fault = str(said.get("fault", "") or "") or self._unfit(node, number, said)
+        fault = str(said.get("fault", "") or "") or unfit(self.fleet, self.nodes, node, said)
         if fault:
             self._refused[node] = f"node {node} (device {number}) is refused: {fault}"[:1000]
             self.tell({"event": "refused", "reason": self._refused[node]})
@@ -248,22 +258,6 @@ class FlowerEngine:
         told = {"tier": str(said["tier"]), "torch": str(said.get("torch", ""))}
         self.tell({"event": "joined", "device": number, **told})
 
-    def _unfit(self, node: int, number: Any, said: Mapping[str, Any]) -> str:
-        """What is wrong with a hello; "" if nothing."""
-        fleet = self.fleet
-        if type(number) is not int or not 0 <= number < len(fleet.devices):
-            return f"it says it is device {number!r}, expected 0 to {len(fleet.devices) - 1}"
-        tiers, expected = ", ".join(sorted({device.tier for device in fleet.devices})), fleet.devices[number].tier
-        tier, version, digest = (str(said.get(name, "")) for name in ("tier", "version", "digest"))
-        found = {
-            f"its key is registered for device {fleet.numbers.get(node)}": fleet.numbers.get(node, number) == number,
-            f"two nodes say they are device {number}, the other is {self.nodes.get(number)}": number not in self.nodes,
-            f"tier {tier!r}, device {number} is a {expected!r} of {tiers}": tier in ("", expected),
-            f"it runs potluck {version}, expected {fleet.version} as the server does": version == fleet.version,
-            f"its experiment has the digest {digest[:12]}, the server's {fleet.digest[:12]}": digest == fleet.digest,
-        }
-        return next((reason for reason, sound in found.items() if not sound), "")
-
 
 def make_server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerApp:
     """The ServerApp that calls ``main`` with the grid and the run's configuration."""
@@ -271,6 +265,7 @@ def make_server_app(main: Callable[[Grid, Mapping[str, Any]], None]) -> ServerAp
 
     @app.main()  # type: ignore[untyped-decorator, unused-ignore]
     def _main(grid: Grid, context: Context) -> None:
+        look_often()
         main(grid, context.run_config)
 
     return app
@@ -285,4 +280,5 @@ def _first(ids: Iterable[str]) -> str:
 
 def _late(asked: _Asked, deadline_s: float) -> Delivery:
     reason = f"device {asked.order.device.id}: no answer within {deadline_s:g} s"
-    return Delivery(order=asked.order, status="late", reason=reason, seconds=time.monotonic() - asked.start)
+    seconds = time.monotonic() - asked.start
+    return Delivery(order=asked.order, status="late", reason=reason, seconds=seconds, engine_bytes=asked.carried(0))

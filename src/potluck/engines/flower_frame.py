@@ -11,7 +11,8 @@ from potluck.engines.seam import Order, Status
 from potluck.wire.frame import Buffer
 
 try:
-    from flwr.app import Array, ArrayRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, Message, RecordDict
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 except ImportError:
     raise MissingExtraError("a fleet on Flower", "flower") from None
 
@@ -20,6 +21,8 @@ ACTIONS = {"train": "train.round", "settle": "train.settle", "evaluate": "evalua
 HELLO = "query.hello"
 NODE_GONE, SET_UP = 5, (1, 7)
 EXPIRED = (3, 4)
+BY_SERVER = (*EXPIRED, NODE_GONE)
+"""Errors that the SuperLink makes itself: no device sent them."""
 
 
 def pack(frame: Buffer) -> ArrayRecord:
@@ -36,6 +39,12 @@ def unpack(content: RecordDict) -> bytes:
     if array.stype != STYPE:
         raise WireError(f"an array of type {array.stype[:40]!r}, expected {STYPE!r}")
     return array.data
+
+
+def size_of(message: Message) -> int:
+    """The bytes of a message as Flower serialises it: the objects that it pushes, pulls and counts, headers and all."""
+    with no_object_id_recompute():  # an object's header names its parts by their digest: once is enough
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
 def fault_of(code: int, reason: str, order: Order, over: bool) -> tuple[Status, str]:

@@ -12,7 +12,7 @@ from potluck.core import tree
 from potluck.core.errors import WireError
 from potluck.core.spec import Array, Spec
 from potluck.core.types import Device
-from potluck.engines.course import Course, Played, Snapshot, row
+from potluck.engines.course import Course, Played, Snapshot, rows_of
 from potluck.engines.seam import Delivery, Engine, Order
 from potluck.wire import frame
 
@@ -71,10 +71,7 @@ def _note(course: Course, played: Played, delivery: Delivery) -> None:
         except WireError as error:
             status, reason = "rejected", str(error)
     if order.verb == "evaluate":
-        sizes = {"down": (order.tensor_bytes, order.frame), "up": (tree.nbytes(score or {}), delivery.frame)}
-        for direction, (tensor_bytes, made) in sizes.items():
-            found = row(order, direction, tensor_bytes, len(made), delivery.seconds, status, reason)
-            played.rows.append(found)
+        played.rows += rows_of(delivery, tree.nbytes(score or {}), status, reason)
     if score is not None:
         held = played.scores.get(device.id)
         played.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}

@@ -19,7 +19,7 @@ from typing import Any
 from potluck.core import meter, tree
 from potluck.core.errors import WireError
 from potluck.core.types import Desk, Reply
-from potluck.engines.course import Course, Played, Snapshot, demand_one_sound, notes_of, row
+from potluck.engines.course import Course, Played, Snapshot, demand_one_sound, notes_of, rows_of
 from potluck.engines.measure import measure
 from potluck.engines.peers import peers_round
 from potluck.engines.seam import Delivery, Engine, Order
@@ -132,13 +132,15 @@ def _admit(
         played.spent("decode", time.perf_counter() - start)
     for part, seconds in delivery.parts.items():
         played.spent(f"device {part}", seconds)
-    played.rows.append(row(order, "down", order.tensor_bytes, len(order.frame), delivery.seconds, status, reason))
-    played.rows.append(row(order, "up", up_tensors, len(delivery.frame), delivery.seconds, status, reason))
+    played.rows += rows_of(delivery, up_tensors, status, reason)
     return reply, facts
 
 
 def _round_seconds(played: Played, deadline_s: float) -> float:
-    """The round is over with its slowest device, or at the deadline if anybody is missing."""
-    if any(row.status in ("late", "lost") for row in played.rows):
+    """The round is over with its slowest device, or at the deadline if anybody is missing.
+
+    On an engine that measures, the seconds of who is missing tell how long it was waited for.
+    """
+    if any(row.status in ("late", "lost") and row.engine_bytes is None for row in played.rows):
         return deadline_s
     return max((row.seconds for row in played.rows), default=0.0)

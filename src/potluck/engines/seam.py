@@ -39,7 +39,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What came back. ``seconds`` are the device's: measured, or simulated. ``parts`` are wall seconds by part."""
+    """What came back. ``seconds`` are the device's: measured, or simulated. ``parts`` are wall seconds by part.
+
+    ``sent``: whether the order left. ``engine_bytes``: by direction, those of the messages that an engine makes of
+    the frames, where it knows them.
+    """
 
     order: Order
     status: Status
@@ -47,6 +51,8 @@ class Delivery:
     seconds: float = 0.0
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+    sent: bool = True
+    engine_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):

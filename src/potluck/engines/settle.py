@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from potluck.core.errors import WireError
-from potluck.engines.course import Course, Played, row
+from potluck.engines.course import Course, Played, rows_of
 from potluck.engines.seam import Engine, Order
 
 
@@ -37,8 +37,7 @@ def settle(course: Course, engine: Engine, played: Played) -> None:
             except WireError as error:
                 status, reason = "rejected", str(error)
         seconds = max(seconds, delivery.seconds)
-        played.rows.append(row(order, "down", order.tensor_bytes, len(order.frame), delivery.seconds, status, reason))
-        played.rows.append(row(order, "up", 0, len(delivery.frame), delivery.seconds, status, reason))
+        played.rows += rows_of(delivery, 0, status, reason)
     played.seconds += seconds
     played.snapshot = replace(
         before,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from potluck.core.errors import ConfigError, EngineError
+from potluck.core.errors import ConfigError, EngineError, MissingExtraError
 from potluck.engines.links import EXPIRED, UNKNOWN_CA, WRONG_NAME
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -112,6 +113,12 @@ def _clock_fault(date: str) -> str:
         f"this clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the server's, expected at most "
         f"{CLOCK_TOLERANCE_S:g} s: set the time (timedatectl set-ntp true)"
     )
+
+
+def demand_flower() -> None:
+    """Raises MissingExtraError where Flower is not installed: its programs are children, and would only not start."""
+    if importlib.util.find_spec("flwr") is None:
+        raise MissingExtraError("a fleet on Flower", "flower")
 
 
 def demand_free_port(address: Address) -> None:

@@ -23,8 +23,9 @@ from potluck.core.types import Device
 from potluck.data.shard import Shares
 from potluck.data.split import read_shard
 from potluck.engines.device import DeviceSide
-from potluck.engines.flower import Fleetwide, FlowerEngine, make_server_app
+from potluck.engines.flower import FlowerEngine, make_server_app
 from potluck.engines.flower_device import make_client_app
+from potluck.engines.flower_hello import Fleetwide
 from potluck.engines.inprocess import torch_threads
 from potluck.engines.round import begin
 from potluck.experiment import build, store

@@ -18,7 +18,7 @@ import tomli_w
 
 from potluck.core.errors import ConfigError, EngineError
 from potluck.engines.certificates import common_name, demand_private, demand_valid, write_ssh_private
-from potluck.engines.superlink import Address, address_of, fault_of, free_port, running, tail
+from potluck.engines.superlink import Address, address_of, demand_flower, fault_of, free_port, running, tail
 
 LOOK_S, AGAIN_S, REFUSED_S = 0.5, 10.0, 100.0
 """Flower lets a device in again 60 s after it was cut off: a refusal is tried again for so many seconds."""
@@ -47,6 +47,7 @@ class Joining:
 
 def join(joining: Joining, tell: Tell) -> None:
     """Runs the device until it is stopped. Raises PotluckError where it cannot work."""
+    demand_flower()
     address = address_of(joining.address, joining.ca, joining.insecure)
     number = _number(joining)
     for name in ("data", "public", "test"):

@@ -74,10 +74,17 @@ def traffic(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
+def engine_traffic(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The same of the messages that an engine made of the frames; {} where no row tells."""
+    told = [{**row, "encoded_bytes": row["engine_bytes"]} for row in rows if "engine_bytes" in row]
+    return traffic(told) if told else {}
+
+
 def ledger_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON values."""
+    """The rows as JSON values; without ``engine_bytes`` where the engine has none."""
     names = [field.name for field in dataclasses.fields(Row)]  # asdict() copies each value deeply
-    return [{name: getattr(row, name) for name in names} for row in rows]
+    always = names[:-1]
+    return [{name: getattr(row, name) for name in (always if row.engine_bytes is None else names)} for row in rows]
 
 
 def round_line(

@@ -199,6 +199,9 @@ def finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: i
         "state_sha256": snapshot.digest(),
         "stopped": store.read_manifest(folder.path)["facts"]["stopped"],
     }
+    engine_bytes = record.engine_traffic(ledger)
+    if engine_bytes:
+        summary["engine_bytes"] = engine_bytes
     folder.write_json("summary.json", summary)
 
 

@@ -54,7 +54,7 @@ def headline(run: Run) -> Html:
         cards.append((run.metric, NONE, "not evaluated yet"))
     wall = run.summary.get("wall_seconds", last.wall_seconds if last else None)
     cards += [
-        ("bytes sent", size(sent.total), f"{size(sent.up)} up, {size(sent.down)} down"),
+        ("bytes sent", size(sent.total), f"{size(sent.up)} up, {size(sent.down)} down{_as_messages(run)}"),
         ("simulated time", duration(last.simulated_seconds if last else None), "what the fleet would have taken"),
         ("wall time", duration(wall), "on the machine that ran it"),
         (
@@ -70,6 +70,12 @@ def headline(run: Run) -> Html:
     ]
     made = [f"<div><dt>{esc(a)}</dt><dd><b>{esc(b)}</b><span>{esc(c)}</span></dd></div>" for a, b, c in cards]
     return Html(f'<dl class="cards">{"".join(made)}</dl>')
+
+
+def _as_messages(run: Run) -> str:
+    """What the engine's own messages around those frames came to, where it has some."""
+    found = run.summary.get("engine_bytes")
+    return f"; {size(found['total'])} as messages of the engine" if found else ""
 
 
 def replies(run: Run, tier: str | None = None) -> tuple[int, int]:
