@@ -10,7 +10,9 @@ test_engines_agree.py, the reductions (law 8) with the methods, hostile bytes (l
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,22 +235,31 @@ def test_no_replies_leave_the_state_as_it_is(small: MakeExperiment, method: str)
     assert tree.digest({"state": merged}) == tree.digest({"state": state})
 
 
+@dataclass(frozen=True)
 class NobodyAnswers:
-    """An engine whose devices are all lost."""
+    """An engine whose devices are all lost, as it knows after so many seconds."""
+
+    seconds: float
 
     def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
         for order in orders:
-            yield Delivery(order=order, status="lost", reason="no answer")
+            yield Delivery(order=order, status="lost", reason="no answer", seconds=self.seconds)
 
 
 @every_method
 def test_a_round_without_answers_ends_and_says_so(small: MakeExperiment, method: str) -> None:
     course = prepare(small(method)).course
     before = begin(course)
-    (played,) = play(course, NobodyAnswers(), before, 1)
+    (played,) = play(course, NobodyAnswers(math.inf), before, 1)
     assert played.snapshot.digest() == before.digest()
     assert {row.status for row in played.rows} == {"lost"}
     assert played.seconds == course.fleet.deadline_s
+
+
+def test_a_round_lasts_until_a_loss_is_known(small: MakeExperiment) -> None:
+    course = prepare(small("fedavg")).course
+    (played,) = play(course, NobodyAnswers(45.0), begin(course), 1)
+    assert played.seconds == 45.0 < course.fleet.deadline_s
 
 
 @every_method

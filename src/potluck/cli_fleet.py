@@ -166,6 +166,7 @@ def join(
     store: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it keeps its states.")] = None,
     experiment: Annotated[Path | None, typer.Option(metavar="FILE", help="Works for this experiment only.")] = None,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for a server that is not there.")] = 600.0,
+    cold: Annotated[bool, typer.Option("--cold", help="Keeps no process warm: less memory, slower answers.")] = False,
 ) -> None:
     """Makes this machine a device of a run that potluck serve holds; it only dials out. Runs until it is stopped.
 
@@ -188,6 +189,7 @@ def join(
         store=store or Path(name),
         digest="" if experiment is None else _digest_of(experiment),
         patience_s=patience,
+        warm=not cold,
     )
     try:
         joining(wanted, lambda line: out.print(escape(line), soft_wrap=True))

@@ -114,6 +114,7 @@ def joining(keys: Path, store: Path, port: int, **changed: object) -> Joining:
         "store": store,
         "digest": "",
         "patience_s": 0.0,
+        "warm": False,
         **changed,
     }
     return Joining(**given)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from potluck.core.types import Device
 from potluck.engines.device import DeviceSide
 from potluck.engines.flower_frame import ACTIONS, HELLO, pack, unpack
 from potluck.engines.inprocess import torch_threads
+from potluck.engines.memory import peak_rss_bytes
 from potluck.engines.seam import Order, Verb
 
 try:
@@ -42,7 +43,7 @@ def make_client_app(
     @app.query(HELLO.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
     def _hello(message: Message, context: Context) -> Message:
         said = {"torch": torch.__version__, **hello(context.run_config, context.node_config)}
-        note(context.node_config, {"verb": "hello", "reason": said["fault"]})
+        note(context.node_config, {"verb": "hello", "reason": said["fault"], **_spent()})
         return Message(RecordDict({"hello": ConfigRecord(said)}), reply_to=message)
 
     def answer(message: Message, context: Context) -> Message:
@@ -53,13 +54,18 @@ def make_client_app(
         facts, asked = made.config_records["reply"], message.content.config_records["order"]
         line = {"round": asked["round"], "verb": asked["verb"], "status": facts["status"], "reason": facts["reason"]}
         size = len(made.array_records["frame"]["frame"].data)
-        note(context.node_config, {**line, "seconds": time.perf_counter() - start, "bytes": size})
+        note(context.node_config, {**line, "seconds": time.perf_counter() - start, "bytes": size, **_spent()})
         return Message(made, reply_to=message)
 
     for action in ACTIONS.values():
         kind, _, name = action.partition(".")
         {"train": app.train, "evaluate": app.evaluate}[kind](name)(answer)
     return app
+
+
+def _spent() -> dict[str, float]:
+    """What this message has cost the device so far: its process began with the message."""
+    return {"cpu_seconds": time.process_time(), "peak_mb": round(peak_rss_bytes() / 1e6)}
 
 
 def _answered(side: DeviceSide, device: Device, content: RecordDict) -> RecordDict:

@@ -137,10 +137,5 @@ def _admit(
 
 
 def _round_seconds(played: Played, deadline_s: float) -> float:
-    """The round is over with its slowest device, or at the deadline if anybody is missing.
-
-    On an engine that measures, the seconds of who is missing tell how long it was waited for.
-    """
-    if any(row.status in ("late", "lost") and row.engine_bytes is None for row in played.rows):
-        return deadline_s
-    return max((row.seconds for row in played.rows), default=0.0)
+    """The round is over with the slowest device, or with the loss of one; who is late has been waited for in vain."""
+    return min(deadline_s, max((row.seconds for row in played.rows), default=0.0))

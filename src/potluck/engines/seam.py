@@ -39,10 +39,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What came back. ``seconds`` are the device's: measured, or simulated. ``parts`` are wall seconds by part.
+    """What came back. ``seconds`` are the device's: measured, or simulated; of one that is missing, until it was known.
 
-    ``sent``: whether the order left. ``engine_bytes``: by direction, those of the messages that an engine makes of
-    the frames, where it knows them.
+    ``parts`` are wall seconds by part. ``sent``: whether the order left. ``engine_bytes``: by direction, those of the
+    messages that an engine makes of the frames, where it knows them.
     """
 
     order: Order

@@ -27,6 +27,8 @@ from typing import Any
 from potluck.core.errors import ConfigError, EngineError, MissingExtraError
 from potluck.engines.links import EXPIRED, UNKNOWN_CA, WRONG_NAME
 
+APPS = "potluck.experiment.apps"
+"""The module in which Flower finds the two apps."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 CLOCK_TOLERANCE_S = 300.0
 """Flower refuses a device whose clock is further off."""
@@ -142,9 +144,14 @@ def free_port() -> int:
 def environment(home: Path) -> dict[str, str]:
     """That of every child: Flower's home is ours, nothing is reported, and modules beside us are found."""
     home.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(programs_of(home)), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     modules = os.pathsep.join(part for part in (str(Path.cwd()), os.environ.get("PYTHONPATH", "")) if part)
     return {**os.environ, **OFF, "FLWR_HOME": str(home.resolve()), "PATH": path, "PYTHONPATH": modules}
+
+
+def programs_of(home: Path) -> Path:
+    """Where programs of ours stand that children find before those of the same name elsewhere."""
+    return home.resolve() / "bin"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The two apps that Flower starts from this package: the run at the server, and a device's answers.
 
-Flower finds ``server_app`` and ``client_app`` here by name (see ``write_app``). Both read the experiment from the run's
-configuration; what is local to a device (its number, data and folder) stands in its node's configuration.
+Flower finds ``server_app`` and ``client_app`` by name, in apps.py (see ``write_app``). Both read the experiment from
+the run's configuration; what is local to a device (its number, data and folder) stands in its node's configuration.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from potluck.engines.flower_device import make_client_app
 from potluck.engines.flower_hello import Fleetwide
 from potluck.engines.inprocess import torch_threads
 from potluck.engines.round import begin
+from potluck.engines.superlink import APPS
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import config_digest, method_name, resolved
@@ -68,7 +69,7 @@ def write_app(folder: Path, experiment: Experiment, out: Path, run: str) -> None
         raise ConfigError(f"{folder} is not empty: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     config = {"experiment": canonical(experiment.model_dump(mode="json")), "folder": str(out.resolve()), "run": run}
-    components = {"serverapp": f"{__name__}:server_app", "clientapp": f"{__name__}:client_app"}
+    components = {"serverapp": f"{APPS}:server_app", "clientapp": f"{APPS}:client_app"}
     app = {"publisher": "potluck", "fab-format-version": 1, "flwr-version-target": "1.41.0"}
     table = {"project": PROJECT, "tool": {"flwr": {"app": {**app, "components": components, "config": config}}}}
     (folder / "pyproject.toml").write_text(tomli_w.dumps(table), encoding="utf-8")

@@ -10,6 +10,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import tomli_w
 from potluck.core.errors import ConfigError, EngineError
 from potluck.engines.certificates import common_name, demand_private, demand_valid, write_ssh_private
 from potluck.engines.superlink import Address, address_of, demand_flower, fault_of, free_port, running, tail
+from potluck.experiment.warm import CAN_FORK, warm
 
 LOOK_S, AGAIN_S, REFUSED_S = 0.5, 10.0, 100.0
 """Flower lets a device in again 60 s after it was cut off: a refusal is tried again for so many seconds."""
@@ -43,6 +45,8 @@ class Joining:
     digest: str
     """That of the only experiment it works for; empty: any."""
     patience_s: float
+    warm: bool
+    """Whether a process waits for messages, with everything imported."""
 
 
 def join(joining: Joining, tell: Tell) -> None:
@@ -127,7 +131,8 @@ def _stay(joining: Joining, address: Address, tell: Tell) -> None:
     while True:
         since = log.stat().st_size if log.exists() else 0
         began = time.monotonic()
-        with running("flower-supernode", _arguments(joining, address), place / "home", log) as node:
+        waiting = warm(place / "home", log) if joining.warm and CAN_FORK else nullcontext()
+        with waiting, running("flower-supernode", _arguments(joining, address), place / "home", log) as node:
             _show(node, work, tell)
         said = log.read_bytes()[since:].decode(errors="replace")
         first = first if time.monotonic() - began < AGAIN_S * 2 else time.monotonic()
