@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def warm() -> ForkServerContext:
+    """Starts processes from one that has imported torch: their start is most of their cost, and not what is tested."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["potluck.experiment.run", "potluck.methods", "torch._dynamo", "flwr_datasets"])
+    return context
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that reaches beyond this machine fails."""
@@ -72,6 +82,9 @@ SMALL: dict[str, object] = {
 }
 """Four devices in two tiers on data made up on the spot: a run takes about a second."""
 
+SHALLOW = {"fedode": {"steps": {"small": 1, "large": 3}}, "feddeq": {"steps": {"small": 2, "large": 5}}}
+"""Depths that say as much as the ladder's."""
+
 MakeExperiment = Callable[..., Experiment]
 Potluck = Callable[..., tuple[int, str, str]]
 
@@ -81,7 +94,7 @@ def small() -> MakeExperiment:
     """Makes the small experiment of a method, with ``key=value`` overrides; its net is of the method's kind."""
 
     def make(method: str = "fedavg", *overrides: str) -> Experiment:
-        plain = Experiment.of(override({**SMALL, "method": {"name": method}}, overrides))
+        plain = Experiment.of(override({**SMALL, "method": {"name": method, **SHALLOW.get(method, {})}}, overrides))
         return variants(plain, [method], [plain.seed])[0][0]
 
     return make

@@ -26,7 +26,8 @@ def blocks(name: str) -> list[tuple[str, str]]:
 
 def call(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command.replace("--rounds 5", "--rounds 1"))
-    quick = ["--set", "engine.kind=inprocess", "--set", "rounds=1"] if words[1] in ("run", "compare") else []
+    quick = ["--set", "engine.kind=inprocess", "--set", "data.limit=500"]
+    quick = [*quick, "--set", "rounds=1"] if words[1] in ("run", "compare") else quick if words[1] == "plan" else []
     monkeypatch.setattr(sys, "argv", [*words, *quick])
     with pytest.raises(SystemExit) as stop:
         cli.main()

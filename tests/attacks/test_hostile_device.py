@@ -164,7 +164,8 @@ def test_what_was_rejected_did_not_happen_on_the_device_either(
     small: MakeExperiment, method: str, codec: str, tmp_path: Path
 ) -> None:
     """Own states too: after a rejected reply the device starts from what was merged last."""
-    ready = prepare(small(method, f'wire.up=["{codec}"]' if codec else "wire.up=[]", "fleet.participation=1.0"))
+    up = f'wire.up=["{codec}"]' if codec else "wire.up=[]"
+    ready = prepare(small(method, up, "fleet.participation=1.0", "model.name=mlp", "evaluate.every=3"))
     digests = []
     for name, change in {"rejected": sends(lambda data, seen: data[:-1] or b"x"), "lost": lost}.items():
         played = rounds_of(ready, tmp_path / name, change)

@@ -72,7 +72,12 @@ def test_flower_equals_this_process(small: MakeExperiment, method: str, tmp_path
 def play(make: MakeExperiment, folder: Path, fault: Fault, method: str = "fedavg", **faults: Any) -> HereGrid:
     """Three rounds in which device 1 has a fault in the second."""
     experiment = make(
-        method, "rounds=3", "fleet.participation=1.0", "engine.join_timeout_s=5", f"fleet.deadline_s={DEADLINE_S}"
+        method,
+        "rounds=3",
+        "model.name=mlp",
+        "fleet.participation=1.0",
+        "engine.join_timeout_s=5",
+        f"fleet.deadline_s={DEADLINE_S}",
     )
     tiers = [tier.model_copy(update={"availability": 1.0}) for tier in experiment.fleet.tier]
     experiment = experiment.model_copy(update={"fleet": experiment.fleet.model_copy(update={"tier": tiers})})

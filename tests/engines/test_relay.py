@@ -21,7 +21,11 @@ from potluck.experiment.run import prepare
 
 MakeExperiment = Callable[..., Experiment]
 SEEDS, CLASSES, PEERS = 26, 10, 4
-EVERYBODY = ("fleet.participation=1.0", 'fleet.tier=[{name="small",devices=2},{name="large",devices=2}]')
+EVERYBODY = (
+    "model.name=mlp",
+    "fleet.participation=1.0",
+    'fleet.tier=[{name="small",devices=2},{name="large",devices=2}]',
+)
 
 
 class Lossy:

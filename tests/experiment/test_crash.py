@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +86,30 @@ def write_experiment(path: Path, small: Experiment) -> Path:
     return path
 
 
-@pytest.mark.timeout(300)
-def test_five_kills_at_random_moments(small: MakeExperiment, tmp_path: Path) -> None:
-    experiment = small("fedavg", "rounds=80", "model.name=mlp")
+def written(experiment: Experiment, folder: Path) -> None:
+    """A process's life: begins the run, or goes on with it."""
+    if folder.exists():
+        run.resume(folder)
+    else:
+        run.run(experiment, folder)
+
+
+def test_five_kills_at_random_moments(small: MakeExperiment, tmp_path: Path, warm: ForkServerContext) -> None:
+    experiment = small("fedavg", "rounds=120", "model.name=mlp", "evaluate.every=10")
     whole = run.run(experiment, tmp_path / "whole").summary
-    file, folder = write_experiment(tmp_path / "e.toml", experiment), tmp_path / "killed"
-    moments = random.Random(5)
-    command = [*POTLUCK, "run", str(file), "--out", str(folder), "--quiet"]
-    kills = 0
-    while kills < 5:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for_round(process, folder, after=_round(folder))
+    folder, moments = tmp_path / "killed", random.Random(5)
+    for _ in range(5):
+        before = _round(folder)
+        process = warm.Process(target=written, args=(experiment, folder))
+        process.start()
+        wait_for_round(process.is_alive, folder, after=before)
         time.sleep(moments.uniform(0.0, 0.2))
-        if process.poll() is not None:
-            break
         process.kill()
-        process.wait()
-        kills += 1
-        command = [*POTLUCK, "resume", str(folder), "--quiet"]
-    assert kills == 5, "the run was over before it could be killed five times"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert run.Run.load(folder).summary["state_sha256"] == whole["state_sha256"]
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run was over before it could be killed five times"
+    killed = run.resume(folder)
+    assert killed.summary["state_sha256"] == whole["state_sha256"]
+    assert [line["round"] for line in killed.rounds] == list(range(1, 121))
 
 
 def _round(folder: Path) -> int:
@@ -115,12 +119,10 @@ def _round(folder: Path) -> int:
         return -1
 
 
-def wait_for_round(process: subprocess.Popen[bytes], folder: Path, after: int) -> None:
+def wait_for_round(alive: Callable[[], bool], folder: Path, after: int) -> None:
     limit = time.monotonic() + 60
-    while _round(folder) <= max(after, 0):
-        assert process.poll() is None or time.monotonic() < limit
-        if process.poll() is not None:
-            return
+    while _round(folder) <= max(after, 0) and alive():
+        assert time.monotonic() < limit, f"no round beyond {after} within a minute"
         time.sleep(0.02)
 
 
@@ -139,15 +141,16 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_no_worker_survives_its_parent(small: MakeExperiment, tmp_path: Path) -> None:
+def test_no_worker_survives_its_parent(small: MakeExperiment, tmp_path: Path, warm: ForkServerContext) -> None:
     experiment = small("fedavg", "rounds=10000", "engine.kind=pool", "engine.workers=2")
-    file, folder = write_experiment(tmp_path / "e.toml", experiment), tmp_path / "run"
-    process = subprocess.Popen([*POTLUCK, "run", str(file), "--out", str(folder), "--quiet"], stdout=subprocess.DEVNULL)
-    wait_for_round(process, folder, after=0)
+    process = warm.Process(target=written, args=(experiment, tmp_path / "run"))
+    process.start()
+    wait_for_round(process.is_alive, tmp_path / "run", after=0)
+    assert process.pid is not None
     workers = children(process.pid)
     assert len(workers) >= 2
     process.kill()
-    process.wait()
+    process.join()
     limit = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < limit:
         time.sleep(0.05)
@@ -166,7 +169,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(small: MakeExperiment
         # A job in the background inherits that SIGINT is ignored; nothing but this call runs before the exec.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    wait_for_round(process, folder, after=0)  # type: ignore[arg-type]
+    wait_for_round(lambda: process.poll() is None, folder, after=0)
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130

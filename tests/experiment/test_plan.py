@@ -18,17 +18,19 @@ from potluck.core.errors import ConfigError, TrainingError
 from potluck.engines.live import LiveBytes
 from potluck.experiment import plan_dry, plan_fit, run, store
 from potluck.experiment.compare import variants
-from potluck.experiment.config import Experiment, override
+from potluck.experiment.config import Experiment
 from potluck.experiment.plan import MethodPlan, TierPlan, methods_of, plan, plan_one
 from potluck.methods import METHODS
 
 MakeExperiment = Callable[..., Experiment]
+Potluck = Callable[..., tuple[int, str, str]]
 ALL_THERE = (
     "fleet.participation=1.0",
     "fleet.tier=[{name='small',devices=2,gflops=1.0,uplink_mbps=1.0},{name='large',devices=2,gflops=10.0}]",
 )
 FIGURES_AS_TEXT = 64
 """A reply's header holds figures such as a loss, whose digits differ from round to round."""
+WITHOUT_FIGURES = ("fedavg", "fedprox", "fedode", "fedh2l", "local")
 ADAPTIVE = {"feddlr"}
 
 
@@ -57,7 +59,8 @@ def test_bytes_and_seconds_are_those_of_the_run(small: MakeExperiment, tmp_path:
     assert planned.total is not None
     summary, replies = found.summary, sum(row["direction"] == "up" for row in rows)
     assert planned.total.down_bytes == summary["bytes"]["down"]
-    assert abs(planned.total.up_bytes - summary["bytes"]["up"]) <= FIGURES_AS_TEXT * replies
+    slack = 0 if method in WITHOUT_FIGURES else FIGURES_AS_TEXT * replies
+    assert abs(planned.total.up_bytes - summary["bytes"]["up"]) <= slack
     assert planned.total.simulated_seconds == pytest.approx(summary["simulated_seconds"], rel=0.01)
     assert {tier.tier: tier.parameters for tier in planned.tiers} == summary["parameters"]
 
@@ -71,13 +74,6 @@ def test_ranks_that_follow_the_data_stay_within_bounds(small: MakeExperiment, tm
         assert sizes
         assert all(tier.least_up_bytes <= size <= tier.most_up_bytes for size in sizes)
         assert tier.least_up_bytes < tier.most_up_bytes
-
-
-@pytest.mark.parametrize("method", ["fedavg", "fedprox", "fedode", "fedh2l", "local"])
-def test_bytes_without_figures_are_exact(small: MakeExperiment, tmp_path: Path, method: str) -> None:
-    found, planned = found_and_planned(small, tmp_path, method, *ALL_THERE, "data.public=0.2")
-    assert planned.total is not None
-    assert planned.total.up_bytes == found.summary["bytes"]["up"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +120,7 @@ def test_zstd_and_adaptive_ranks_are_told(small: MakeExperiment) -> None:
 def test_flops_are_those_that_torch_counts(small: MakeExperiment, tmp_path: Path) -> None:
     """Forward and backward of every step that one device makes, counted one by one."""
     for method in ("fedavg", "fedprox", "fedhm", "feddlr", "fedode", "feddeq", "heterofl"):
-        experiment = small(method, *ALL_THERE, "rounds=1", "data.source=synthetic:260,3,16,16")
+        experiment = small(method, *ALL_THERE, "rounds=1", "data.source=synthetic:140,3,16,16")
         tier = plan_one(experiment).tiers[1]
         ready = run.prepare(experiment)
         device = max(
@@ -256,7 +252,7 @@ def test_fit_lowers_epochs_where_there_is_no_ladder_and_says_what_is_left(small:
     assert found.misfits
     assert "raise fleet.deadline_s" in found.misfits[0]
     lean = "fleet.tier=[{name='one',memory_mb=0.001}]"
-    _, (found,) = plan_fit.fit_all(small("fedhm", "fleet.participation=1.0", lean), ["fedhm"])
+    _, (found,) = plan_fit.fit_all(small("fedhm", "fleet.participation=1.0", "model.name=mlp", lean), ["fedhm"])
     assert "lower train.batch_size" in found.misfits[0]
     assert not found.options, "what does not fit keeps its settings"
 
@@ -279,18 +275,10 @@ def test_a_relay_is_planned(small: MakeExperiment, tmp_path: Path) -> None:
         assert abs(told - sum(sent)) <= FIGURES_AS_TEXT * len(sent)
 
 
-def test_plans_are_json(small: MakeExperiment, tmp_path: Path) -> None:
-    plain = Experiment.of(override({"name": "x"}, []))
-    assert plain.rounds
-    file = tmp_path / "one.toml"
-    file.write_text(store.to_toml(small("fedavg", "model.name=mlp")))
-    done = subprocess.run(
-        [sys.executable, "-m", "potluck.cli", "plan", str(file), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
-    (found,) = json.loads(done.stdout)
+def test_plans_are_json(small: MakeExperiment, tmp_path: Path, potluck: Potluck) -> None:
+    (tmp_path / "one.toml").write_text(store.to_toml(small("fedavg", "model.name=mlp")))
+    code, told, _ = potluck("plan", "one.toml", "--json")
+    (found,) = json.loads(told)
+    assert code == 0
     assert set(found["tiers"][0]) == set(TierPlan.__dataclass_fields__)
     assert found["total"]["rounds"] == 2

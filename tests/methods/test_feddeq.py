@@ -377,7 +377,7 @@ def test_the_recommended_profile_has_nothing_to_say(small: MakeExperiment) -> No
         (steps(0, 2), r"method\.steps\.small = 0: expected an integer from 1 to 1000"),
         (steps(1001, 2), r"method\.steps\.small = 1001"),
         (steps("[2,2]", 2), r"method\.steps\.small"),
-        (("method.steps.small=2",), 'the fleet has tier "large" but no entry for it'),
+        (("method.steps={small=2}",), 'the fleet has tier "large" but no entry for it'),
         (("method.fusion=calibrated", "data.server_samples=1"), r"needs server data: set data\.server_samples >= 2"),
         (("method.fusion_beta=2.0",), r'method\.fusion_beta = 2.0 has no effect with fusion = "samples"; .*"residual"'),
         (("method.fusion_steps=30", "method.fusion=iterations"), '"calibrated"'),

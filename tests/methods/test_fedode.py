@@ -78,7 +78,7 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, grou
 
 
 def test_one_reply_is_the_new_state(small: MakeExperiment) -> None:
-    found = ready(small)
+    found = ready(small, *steps(2, 8))
     method, state = found.course.method, found.course.method.start(desk(found))
     _, replies = one_round(found, method, state)
     after = method.merge(state, replies[:1], desk(found))
@@ -189,7 +189,8 @@ def test_a_group_is_the_mean_of_its_own_replies(small: MakeExperiment) -> None:
 
 
 def test_a_run_shows_accuracy_and_steps_of_each_tier(small: MakeExperiment, tmp_path: Path) -> None:
-    found = run.run(small("fedode", "rounds=1", "fleet.participation=1.0"), tmp_path / "run")
+    ladder = "method={name='fedode'}"  # of the method's own default
+    found = run.run(small("fedode", ladder, "rounds=1", "fleet.participation=1.0"), tmp_path / "run")
     (line,) = found.rounds
     assert {tier: (notes["steps"], notes["evaluations"]) for tier, notes in line["notes"].items()} == {
         "small": (2, 6),
@@ -289,7 +290,7 @@ def test_the_recommended_profile_has_nothing_to_say(small: MakeExperiment) -> No
         (("method.steps.small=1001", "method.steps.large=2"), r"method\.steps\.small = 1001: expected an integer"),
         (("method.steps.small=true", "method.steps.large=2"), r"method\.steps\.small"),
         (("method.steps.small=2.5", "method.steps.large=2"), r"method\.steps\.small"),
-        (("method.steps.small=2",), 'method.steps: the fleet has tier "large" but no entry for it; add large = '),
+        (("method.steps={small=2}",), 'method.steps: the fleet has tier "large" but no entry for it; add large = '),
         (steps("[2,2,2,2]", 2), 'method.steps.small has 4 entries, model "odenet-cifar-like" has 3 ODE stages'),
         (steps("[2,0,2]", 2), r"method\.steps\.small = 0: expected"),
         ((*steps(2, 2), "method.steps.tiny=2"), r"method\.steps\.tiny"),
