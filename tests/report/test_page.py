@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
+import gzip
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +19,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from potluck.core.errors import MissingExtraError, RunFolderError
-from potluck.report import write_report
+from potluck.report import compare, shapes, write_report
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -49,7 +52,7 @@ class Reader(HTMLParser):
 
 def report(paths: list[Path], out: Path) -> tuple[str, Reader, list[dict[str, Any]]]:
     """The page without plotly's own script, read, and its figures."""
-    page = write_report(paths, out).read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    page = re.sub(r'(?<=id="plotly">)[^<]*', "", write_report(paths, out).read_text(encoding="utf-8"))
     reader = Reader()
     reader.feed(page)
     assert not reader.open
@@ -137,6 +140,44 @@ def test_runs_of_other_data_or_fleet_are_not_comparable(make_run: MakeRun, tmp_p
     _, reader, _ = report(paths, tmp_path / "r.html")
     assert "These runs are not comparable." in reader.text
     assert "fleet.tier" in reader.text
+
+
+def test_one_seed_is_told_once_and_rounds_are_whole(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [make_run("all/a"), make_run("all/b", method="local"), make_run("all/c", method="fedhm")]
+    _, reader, figures = report(paths, tmp_path / "r.html")
+    assert "fedavg, local, fedhm · seed 0" in reader.text
+    assert "local, seed 0" not in reader.text
+    axes = [f["layout"]["xaxis"] for f in figures if f["layout"]["xaxis"]["title"]["text"] == "round"]
+    assert axes
+    assert all(axis["dtick"] == int(axis["dtick"]) and axis["tickformat"] == "d" for axis in axes)
+    assert [shapes.round_axis(last)["dtick"] for last in (1, 8, 9, 20, 100, 1000)] == [1, 1, 2, 5, 20, 200]
+
+
+def test_the_script_is_packed(make_run: MakeRun, tmp_path: Path) -> None:
+    page = write_report([make_run()], tmp_path / "r.html").read_text(encoding="utf-8")
+    packed = re.search(r'id="plotly">([^<]*)', page)
+    assert packed
+    assert gzip.decompress(base64.b64decode(packed[1])).decode() == get_plotlyjs()
+    assert len(page) < 0.45 * len(get_plotlyjs())
+
+
+def test_names_of_points_meet_neither_names_nor_points() -> None:
+    points = [(1e6, 0.60), (1.2e6, 0.61), (1.1e6, 0.62), (5e6, 0.61), (9e6, 0.9), (9.1e6, 0.9), (2e4, 0.1)]
+    names = ["fedavg", "fedode", "feddeq, seed 0", "fedhm", "feddlr", "fedh2l", "local"]
+    sides = compare._named(points, names, compare.front(points), log=True)
+    assert {4, 6} <= sides.keys()
+    assert len(sides) > 4
+    lows, highs = (math.log(2e4), 0.1), (math.log(9.1e6), 0.9)
+    at = [
+        [compare.DRAWN[i] * (value[i] - lows[i]) / (highs[i] - lows[i]) for i in (0, 1)]
+        for value in ((math.log(x), y) for x, y in points)
+    ]
+    boxes = {i: compare._beside(at[i][0], at[i][1], side, compare.LETTER * len(names[i])) for i, side in sides.items()}
+    for place, (left, right, low, high) in boxes.items():
+        for other, (x, y) in enumerate(at):
+            assert other == place or not (left < x < right and low < y < high)
+        for other, box in boxes.items():
+            assert other == place or box[0] >= right or box[1] <= left or box[2] >= high or box[3] <= low
 
 
 def test_a_damaged_run_among_several_is_a_note(make_run: MakeRun, tmp_path: Path) -> None:

@@ -11,15 +11,21 @@ from potluck.report.runs import Run
 from potluck.report.shapes import DASHES, Entry, Figure, Panel, axis, layout, line
 from potluck.report.units import plain, score, size
 
-NEAR = (0.2, 0.06)
-"""Shares of the axes within which two points are too near for both to carry their name."""
+Box = tuple[float, float, float, float]
+"""Left, right, low, high."""
+DRAWN = (600, 330)
+"""Pixels of the drawing area of the narrowest figure that shows all names, and of its height."""
+SIDES = ("top left", "top right", "bottom right", "bottom left")
+LETTER, HIGH, GAP = 7, 16, 9
+"""Pixels: a letter's width, a name's height, and how far from the middle of its point a name begins."""
 LOG_FROM = 20
 """The ratio of the most to the least bytes from which on their axis is logarithmic."""
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: method and seed; where that is not enough, the run folder's name too."""
-    short = [f"{run.method}, seed {run.seed}" for run in runs]
+    """A name for each run: method, and seed where they differ; where that is not enough, the run folder's name too."""
+    seeds = len({run.seed for run in runs}) > 1
+    short = [f"{run.method}, seed {run.seed}" if seeds else run.method for run in runs]
     made = [
         f"{name} ({run.path.name})" if short.count(name) > 1 else name for name, run in zip(short, runs, strict=True)
     ]
@@ -69,7 +75,7 @@ def curves(runs: Sequence[Run], entries: Sequence[Entry], name: str) -> Panel | 
         ends = [x.places(run, run.evaluated[-1:])[0] for run, _ in shown]
         stretch = {} if x.kind == "round" else _spread(ends)
         title = f"{x.title}, log scale" if stretch else x.title
-        made = layout(axis(title, x.tick_format, x.suffix) | stretch, plots.score_axis(runs[0].metric))
+        made = layout(x.axis(title) | stretch, plots.score_axis(runs[0].metric))
         figures.append(Figure(title=x.heading, data=data, layout=made))
     title = {"mean": f"Mean {runs[0].metric}", "worst": "Worst device"}.get(name, f"Tier {name}")
     return Panel(title=title, text="", figures=figures, legend=[entry for _, entry in shown], columns=3)
@@ -95,7 +101,7 @@ def tiers(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
         Figure(
             title=f"tier {name}",
             data=[_curve(run, entry, name, x) for run, entry in shown],
-            layout=layout(axis(x.title), plots.score_axis(runs[0].metric)),
+            layout=layout(x.axis(x.title), plots.score_axis(runs[0].metric)),
         )
         for name in names
     ]
@@ -114,7 +120,7 @@ def pareto(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
     best = front(points)
     stretch = _spread([x for x, _ in points])
     x = axis("bytes sent, up and down" + (", log scale" if stretch else ""), "~s", "B") | stretch
-    sides = _named(points, best, log="type" in x)
+    sides = _named(points, [entry.name for _, entry, _ in shown], best, log="type" in x)
     data: list[Mapping[str, Any]] = [_front_line([points[place] for place in best])]
     for place, (run, entry, _) in enumerate(shown):
         data.append(_point(run, entry, points[place], place in best, sides.get(place)))
@@ -156,18 +162,36 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"type": "log", "dtick": 1} if low > 0 and high / low >= LOG_FROM else {}
 
 
-def _named(points: Sequence[tuple[float, float]], best: Sequence[int], log: bool) -> dict[int, str]:
-    """Which points carry their name, and on which side of them: the front first, as far as names do not overlap."""
+def _named(
+    points: Sequence[tuple[float, float]], names: Sequence[str], best: Sequence[int], log: bool
+) -> dict[int, str]:
+    """Which points carry their name, and on which side: the front first, as far as no name meets a name or a point."""
     at = [(math.log(x) if log else x, y) for x, y in points]
     lows, highs = ([pick(value[i] for value in at) for i in (0, 1)] for pick in (min, max))
     widths = [(high - low) or 1.0 for low, high in zip(lows, highs, strict=True)]
-    placed = [tuple((value[i] - lows[i]) / widths[i] for i in (0, 1)) for value in at]
+    placed = [[DRAWN[i] * (value[i] - lows[i]) / widths[i] for i in (0, 1)] for value in at]
+    taken: dict[int, list[Box]] = {place: [(x - GAP, x + GAP, y - GAP, y + GAP)] for place, (x, y) in enumerate(placed)}
     sides: dict[int, str] = {}
     for place in [*reversed(best), *(other for other in range(len(points)) if other not in best)]:
+        others = [box for other, boxes in taken.items() if other != place for box in boxes]
         x, y = placed[place]
-        if all(abs(x - placed[other][0]) > NEAR[0] or abs(y - placed[other][1]) > NEAR[1] for other in sides):
-            sides[place] = "top left" if x > 0.5 else "top right"
+        for side in SIDES:
+            box = _beside(x, y, side, LETTER * len(names[place]))
+            if box[0] > -GAP and box[1] < DRAWN[0] + GAP and not any(_meet(box, other) for other in others):
+                sides[place] = side
+                taken[place].append(box)
+                break
     return sides
+
+
+def _beside(x: float, y: float, side: str, wide: int) -> Box:
+    left = x - wide if side.endswith("left") else x
+    low = y + GAP if side.startswith("top") else y - GAP - HIGH
+    return left, left + wide, low, low + HIGH
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
 def _point(run: Run, entry: Entry, point: tuple[float, float], on_front: bool, side: str | None) -> dict[str, Any]:

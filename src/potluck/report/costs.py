@@ -8,7 +8,7 @@ from typing import Any
 from potluck.report import ledger, shapes
 from potluck.report.ledger import Traffic
 from potluck.report.runs import Round, Run
-from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line
+from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line, round_axis
 from potluck.report.units import duration, plain, size
 
 NAMES = {"up": "up", "down": "down", "setup": "set-up", "evaluate": "evaluation"}
@@ -90,7 +90,7 @@ def _bytes_by_round(run: Run) -> Figure:
     x = [rounds[0].number if each == 1 else (rounds[0].number + rounds[-1].number) / 2 for rounds in bins]
     data = traffic_bars(x, parts, [_rounds_word(rounds) for rounds in bins])
     title = "by round" if each == 1 else f"by round, mean of every {each}"
-    return Figure(title=title, data=data, layout=layout(axis("round"), axis("", "~s", "B"), mode="stack"))
+    return Figure(title=title, data=data, layout=layout(round_axis(run.done), axis("", "~s", "B"), mode="stack"))
 
 
 def _rounds_word(rounds: Sequence[Round]) -> str:
@@ -113,21 +113,21 @@ def notes(run: Run) -> tuple[Panel | None, Mapping[str, Mapping[str, float]]]:
     legend = [
         entry for entry in shapes.series([t.name for t in run.tiers]) if any(entry.name in t for t in found.values())
     ]
-    figures = [_note(name, tiers, legend) for name, tiers in sorted(found.items()) if name not in constant]
+    figures = [_note(name, tiers, legend, run.done) for name, tiers in sorted(found.items()) if name not in constant]
     if not figures:
         return None, constant
     text = "What devices noted beside their replies, as the mean over the devices of a tier that were merged."
     return Panel(title="Notes by tier", text=text, figures=figures, legend=legend, columns=3), constant
 
 
-def _note(name: str, tiers: Mapping[str, Sequence[tuple[int, float]]], legend: Sequence[Entry]) -> Figure:
+def _note(name: str, tiers: Mapping[str, Sequence[tuple[int, float]]], legend: Sequence[Entry], last: int) -> Figure:
     data = []
     for entry in legend:
         points = shapes.thin(tiers.get(entry.name, ()))
         if points:
             x, y = [float(round) for round, _ in points], [value for _, value in points]
             data.append(line(entry.name, x, y, entry, "%{y:.4~g} · round %{x}"))
-    return Figure(title=name, data=data, layout=layout(axis("round"), axis("", ".4~g")), height=240)
+    return Figure(title=name, data=data, layout=layout(round_axis(last), axis("", ".4~g")), height=240)
 
 
 def wall(run: Run) -> Panel | None:
@@ -194,7 +194,7 @@ def status_map(run: Run) -> Panel | None:
         "hovertemplate": "device %{y}, round %{x}: %{text}<extra></extra>",
     }
     y = axis("device") | {"type": "category", "autorange": "reversed", "showgrid": False}
-    made = layout(axis("round") | {"showgrid": False}, y)
+    made = layout(round_axis(run.done) | {"showgrid": False}, y)
     height = 80 + (22 if len(labels) <= 40 else 6) * len(labels)
     legend = [Entry(name=state, colour=f"var(--{state.replace(' ', '-')})", mark="box") for state in STATES]
     each = len(bins[0])
@@ -255,7 +255,7 @@ def _tier_map(run: Run, bins: Sequence[Sequence[Round]]) -> Panel:
         "hovertemplate": "%{y}, round %{x}: %{z:.0%} not merged<extra></extra>",
     }
     y = axis() | {"type": "category", "autorange": "reversed", "showgrid": False}
-    made = layout(axis("round") | {"showgrid": False}, y)
+    made = layout(round_axis(run.done) | {"showgrid": False}, y)
     return Panel(
         title="Who was missing, by round",
         text="The share of a tier's devices that were asked and whose reply was late, lost or rejected.",

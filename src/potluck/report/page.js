@@ -1,5 +1,19 @@
 "use strict";
-(() => {
+(async () => {
+  // Plotly comes packed. Its text becomes a script of this page: nothing is asked for.
+  const unpacked = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  };
+  if (!("DecompressionStream" in globalThis)) {
+    document.querySelector("main").insertAdjacentHTML(
+      "afterbegin", '<p class="note">The figures need a browser of 2023 or newer; the tables do without.</p>');
+    return;
+  }
+  const library = document.createElement("script");
+  library.textContent = await unpacked(document.getElementById("plotly").textContent);
+  document.head.append(library);
+
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const root = document.documentElement;
   const plots = [...document.querySelectorAll(".plot")];

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from potluck.report import shapes
 from potluck.report.runs import Accuracy, Round, Run
-from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line
+from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line, round_axis
 from potluck.report.units import duration, plain, score, size
 
 BINS = 20
@@ -44,6 +44,12 @@ class Progress:
     scale: float = 1.0
     tick_format: str = ""
     suffix: str = ""
+    last: int = 0
+    """The last round of the longest run."""
+
+    def axis(self, title: str) -> dict[str, Any]:
+        """The axis of a figure."""
+        return round_axis(self.last) if self.kind == "round" else axis(title, self.tick_format, self.suffix)
 
     @property
     def heading(self) -> str:
@@ -73,7 +79,7 @@ def progress_axes(runs: Sequence[Run]) -> list[Progress]:
     """By round, by bytes sent, by simulated time."""
     scale, unit = shapes.time_unit(max((run.rounds[-1].simulated_seconds for run in runs if run.rounds), default=0))
     return [
-        Progress(kind="round", title="round"),
+        Progress(kind="round", title="round", last=max((run.done for run in runs), default=0)),
         Progress(kind="bytes", title="bytes sent, up and down", tick_format="~s", suffix="B"),
         Progress(kind="seconds", title=f"simulated time ({unit})", scale=scale),
     ]
@@ -108,7 +114,7 @@ def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Prog
     return Figure(
         title=x.heading,
         data=data,
-        layout=layout(axis(x.title, x.tick_format, x.suffix), score_axis(run.metric)),
+        layout=layout(x.axis(x.title), score_axis(run.metric)),
     )
 
 

@@ -18,6 +18,7 @@ MOST_POINTS = 500
 MOST_DEVICES = 200
 """Devices that get a bar or a row of their own: beyond, a figure shows tiers."""
 COLOURS = 12
+TICKS = 8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 INK, MUTED, GRID = "var(--ink)", "var(--ink-2)", "var(--grid)"
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -71,6 +72,12 @@ def axis(title: str = "", tick_format: str = "", suffix: str = "") -> dict[str, 
         "automargin": True,
         "fixedrange": False,
     }
+
+
+def round_axis(last: int) -> dict[str, Any]:
+    """The axis of rounds, ``last`` of them at most: its ticks are whole numbers, about eight of them."""
+    nice = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    return axis("round", "d") | {"tick0": 0, "dtick": next(step for step in nice if step * TICKS >= last)}
 
 
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], hover: str = "closest", mode: str = "group") -> dict[str, Any]:
