@@ -112,8 +112,6 @@ def grid_of(experiment: Experiment, folder: Path, **of_nodes: Any) -> HereGrid:
         1000 + 7 * device: {"partition-id": device, "num-partitions": devices, "store": str(folder / f"store-{device}")}
         for device in range(devices)
     }
-    for device in range(devices):
-        (folder / f"store-{device}").mkdir()
     return HereGrid(config=config, nodes=nodes, **of_nodes)
 
 

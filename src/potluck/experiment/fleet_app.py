@@ -184,7 +184,9 @@ def _shares(experiment: Experiment, node: Mapping[str, Any], number: int, device
 def _note(node: Mapping[str, Any], line: Mapping[str, Any]) -> None:
     """Adds a line about a piece of work to the device's own record, where it has a folder."""
     if node.get("store"):
-        with (Path(str(node["store"])) / "work.jsonl").open("a", encoding="utf-8") as lines:
+        folder = Path(str(node["store"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "work.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(dict(line)) + "\n")
 
 
