@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,6 +180,33 @@ def test_no_chain_lets_a_part_go_missing(chain: list[str], sent: dict[str, Any],
     with pytest.raises(WireError) as caught:
         channel.decode(packed(channel, sent), facts={}, spec=FACTORS, limit=2**20)
     assert message in str(caught.value)
+
+
+@every_chain
+def test_a_form_that_is_optional_may_be_left_out_under_every_chain(chain: list[str]) -> None:
+    forms: Any = FACTORS["w"]
+    spec = {**FACTORS, "w": replace(forms, optional=True)}
+    channel, sent = make_channel(chain, direction="up"), {"free": normal(9, 10)}
+    got, _ = channel.decode(packed(channel, sent), facts={}, spec=spec, limit=channel.limit(spec))
+    assert got.keys() == {"free"}
+
+
+@every_chain
+def test_a_module_may_have_the_name_of_a_codec(chain: list[str]) -> None:
+    named = {name: normal(20, 30) for name in (*CODECS, "topk", "zstd", "scale")}
+    sent = {"weights": named, **named, "free": {"int8": normal(20, 30), "scale": normal(1)}}
+    channel = make_channel(chain, direction="up")
+    got, _ = channel.decode(packed(channel, sent), facts={}, spec=spec_of(sent), limit=channel.limit(spec_of(sent)))
+    assert tree.tensors(got).keys() == tree.tensors(sent).keys()
+    for path, value in tree.tensors(got).items():
+        assert torch.allclose(value, tree.tensors(sent)[path], atol=0.05), path
+
+
+@pytest.mark.parametrize("sent", [{"~int8": normal(3)}, {"w": {"~scale": normal(70)}}])
+def test_names_of_the_codecs_are_refused_where_there_are_codecs(sent: dict[str, Any]) -> None:
+    with pytest.raises(WireError, match="names that begin with ~ are the codecs'"):
+        packed(make_channel(["int8"], direction="up"), sent)
+    assert tree.equal(Channel().decode(packed(Channel(), sent), facts={}, limit=2**20)[0], sent)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_the_error_of_int8_is_below_one_step(seed: int, scale: float, shape: tup
 def test_int8_takes_a_byte_a_value_and_four_for_the_scale() -> None:
     sent, memory = INT8.compress({"a": {"w": normal(10, 10)}, "b": normal(64), "n": torch.arange(100)}, None, rng())
     assert memory == {}
-    assert sent["a"]["w"]["int8"].dtype == torch.int8
+    assert sent["a"]["w"]["~int8"].dtype == torch.int8
     assert tree.nbytes(sent) == 100 + 4 + 64 + 4 + 800
     assert frame.read_header(INT8.pack(sent, {})).tensor_bytes == 972
 
@@ -142,13 +142,13 @@ def test_integers_and_double_precision_pass_exactly() -> None:
 @pytest.mark.parametrize(
     "node",
     [
-        {"int8": torch.zeros(100, dtype=torch.int8)},
-        {"int8": torch.zeros(100, dtype=torch.int8), "scale": 1.0},
-        {"int8": 3, "scale": torch.ones(1)},
-        {"int8": torch.zeros(100), "scale": torch.ones(1)},
-        {"int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(7)},
-        {"int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(1).double()},
-        {"int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(1), "more": 1},
+        {"~int8": torch.zeros(100, dtype=torch.int8)},
+        {"~int8": torch.zeros(100, dtype=torch.int8), "scale": 1.0},
+        {"~int8": 3, "scale": torch.ones(1)},
+        {"~int8": torch.zeros(100), "scale": torch.ones(1)},
+        {"~int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(7)},
+        {"~int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(1).double()},
+        {"~int8": torch.zeros(100, dtype=torch.int8), "scale": torch.ones(1), "more": 1},
     ],
 )
 def test_a_damaged_node_is_refused_without_a_spec_too(node: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_a_damaged_node_is_refused_without_a_spec_too(node: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "node", [{"float16": 1}, {"float16": torch.ones(2)}, {"float16": torch.ones(2).half(), "x": 1}]
+    "node", [{"~float16": 1}, {"~float16": torch.ones(2)}, {"~float16": torch.ones(2).half(), "x": 1}]
 )
 def test_a_damaged_cast_is_refused_without_a_spec_too(node: dict[str, Any]) -> None:
     channel = make_channel(["float16"], direction="down")

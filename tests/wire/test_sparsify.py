@@ -58,13 +58,13 @@ def test_nothing_is_lost_over_rounds() -> None:
         value = normal(400, seed=round, dtype=torch.float64)
         node, memory = codec.encode(value, memory, rng())
         part = torch.zeros_like(value)
-        part[places(node, 400)] = node["topk"]
+        part[places(node, 400)] = node["~topk"]
         sent, asked = sent + part, asked + value
     assert float((sent + memory - asked).abs().max()) < 1e-12
 
 
 def places(node: dict[str, Any], size: int) -> Tensor:
-    flags = TopK().decode({**node, "topk": torch.ones(len(node["topk"]))})
+    flags = TopK().decode({**node, "~topk": torch.ones(len(node["~topk"]))})
     return flags.reshape(-1)[:size].nonzero().reshape(-1)
 
 
@@ -97,7 +97,7 @@ def test_the_smaller_form_is_chosen(size: int, fraction: float, k: int, form: st
     if not form:
         assert node is value
         return
-    assert node.keys() == {"topk", form, "shape"}
+    assert node.keys() == {"~topk", form, "shape"}
     bytes_sent = tree.nbytes(node)
     assert bytes_sent == 4 * k + min(4 * k, -(-size // 8))
     assert bytes_sent < 4 * size
@@ -152,7 +152,7 @@ def test_what_is_not_finite_is_refused(value: Tensor) -> None:
 def test_a_receiver_expects_one_form_and_the_right_shape() -> None:
     leaf = Array(dtype=torch.float32, shape=(40, 80))
     assert TopK(0.01).respec(leaf) == {
-        "topk": Array(dtype=torch.float32, shape=(32,)),
+        "~topk": Array(dtype=torch.float32, shape=(32,)),
         "index": Array(dtype=torch.int32, shape=(32,)),
         "shape": Exactly(value=[40, 80]),
     }
@@ -162,7 +162,7 @@ def test_a_receiver_expects_one_form_and_the_right_shape() -> None:
     assert TopK(1.0).respec(leaf) == {"": leaf}
 
 
-GOOD: dict[str, Any] = {"topk": torch.ones(2), "index": torch.tensor([1, 3], dtype=torch.int32), "shape": [5]}
+GOOD: dict[str, Any] = {"~topk": torch.ones(2), "index": torch.tensor([1, 3], dtype=torch.int32), "shape": [5]}
 HOSTILE = {
     "beyond the end": {"index": torch.tensor([1, 5], dtype=torch.int32)},
     "negative": {"index": torch.tensor([-1, 3], dtype=torch.int32)},
@@ -170,7 +170,7 @@ HOSTILE = {
     "twice": {"index": torch.tensor([3, 3], dtype=torch.int32)},
     "too few": {"index": torch.tensor([3], dtype=torch.int32)},
     "of floats": {"index": torch.ones(2)},
-    "values of two dimensions": {"topk": torch.ones(1, 2)},
+    "values of two dimensions": {"~topk": torch.ones(1, 2)},
     "a shape of words": {"shape": ["5"]},
     "a negative shape": {"shape": [-5]},
     "no shape": {"shape": None},
@@ -187,7 +187,7 @@ def test_hostile_nodes(what: str) -> None:
 
 @pytest.mark.parametrize("bits", [[0b11100000], [0b11], [0b1, 0], []])
 def test_hostile_bitmaps(bits: list[int]) -> None:
-    node = {"topk": torch.ones(1), "bitmap": torch.tensor(bits, dtype=torch.uint8), "shape": [5]}
+    node = {"~topk": torch.ones(1), "bitmap": torch.tensor(bits, dtype=torch.uint8), "shape": [5]}
     with pytest.raises(WireError, match="topk: "):
         TopK().decode(node)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from potluck.core.errors import ConfigError, WireError
 from potluck.core.spec import Array, Exactly, Integers, OneOf, Spec
 from potluck.core.tree import Tree
 from potluck.wire import check, frame
-from potluck.wire.codec import Cast, Codec
+from potluck.wire.codec import MARK, Cast, Codec, marked
 from potluck.wire.frame import Buffer, Header
 from potluck.wire.quantise import Int8
 from potluck.wire.sparsify import TopK, make_topk
@@ -52,6 +52,8 @@ class Channel:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the tree that is sent, new memory). The memory holds ``round``, and a node per codec that remembers."""
         kept: dict[str, Any] = {}
+        if self.lossy:
+            _demand_names(tree)
         for codec in self.lossy:
             held = _aged(codec, memory or {}, round)
             found: dict[str, Any] = {}
@@ -137,11 +139,17 @@ class Channel:
         return most + most // ZSTD_SHARE + HEADER_ALLOWANCE
 
 
+def _demand_names(tree: Tree) -> None:
+    for path, _ in trees.leaves(tree):
+        if path.startswith(MARK) or f"/{MARK}" in path:
+            raise WireError(f"names that begin with {MARK} are the codecs'", tensor=path)
+
+
 def _sent_by(codec: Codec, leaves: Mapping[str, Any]) -> dict[str, Any]:
     sent: dict[str, Any] = {}
     for path, leaf in leaves.items():
         if isinstance(leaf, OneOf):
-            sent[path] = OneOf(tuple(_sent_by(codec, choice) for choice in leaf.choices))
+            sent[path] = replace(leaf, choices=tuple(_sent_by(codec, choice) for choice in leaf.choices))
         elif isinstance(leaf, Array) and leaf.dtype == torch.float32:
             sent |= {f"{path}/{sub}".rstrip("/"): made for sub, made in codec.respec(leaf).items()}
         else:
@@ -199,7 +207,7 @@ def _undo(tree: Tree, codec: Codec) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in tree.items():
         if trees.is_tree(value):
-            made[key] = _decoded(codec, key, value) if codec.name in value else _undo(value, codec)
+            made[key] = _decoded(codec, key, value) if marked(codec.name) in value else _undo(value, codec)
         else:
             made[key] = value
     return made

@@ -1,7 +1,8 @@
 """Codecs: lossy steps between a method's tree and its frame.
 
-A codec replaces a float32 tensor ``w`` by a node ``{NAME: ..., ...}``; integers, bools and float64 pass
-exactly. What a codec remembers (a residual) goes in and comes out as a tensor; none hides in an object.
+A codec replaces a float32 tensor ``w`` by a node ``{~NAME: ..., ...}``, for which no node of the method's can be taken;
+integers, bools and float64 pass exactly. What a codec remembers (a residual) goes in and comes out as a tensor; none
+hides in an object.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ from potluck.core import tree as trees
 from potluck.core.errors import WireError
 from potluck.core.spec import Array, Exactly
 from potluck.core.tree import Tree
+
+MARK = "~"
+"""What a method sends under codecs has no name that begins so."""
+
+
+def marked(name: str) -> str:
+    """The key that tells the node of the codec ``name`` from a node of the method's."""
+    return MARK + name
 
 
 class Codec(Protocol):
@@ -50,13 +59,13 @@ class Cast:
                 raise WireError(f"{self.name}: holds NaN or infinity")
             remedy = "use bfloat16" if self.dtype == torch.float16 else "send float32"
             raise WireError(f"{self.name}: a value beyond {torch.finfo(self.dtype).max:,.5g}; {remedy}")
-        return {self.name: cast}, None
+        return {marked(self.name): cast}, None
 
     def decode(self, node: Mapping[str, Any]) -> Tensor:
-        sent = node[self.name]
-        if node.keys() != {self.name} or not isinstance(sent, Tensor) or sent.dtype != self.dtype:
+        sent = node[marked(self.name)]
+        if len(node) != 1 or not isinstance(sent, Tensor) or sent.dtype != self.dtype:
             raise WireError(f"{self.name}: expected one tensor of {self.dtype}")
         return sent.to(torch.float32)
 
     def respec(self, leaf: Array) -> Mapping[str, Array]:
-        return {self.name: replace(leaf, dtype=self.dtype)}
+        return {marked(self.name): replace(leaf, dtype=self.dtype)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from potluck.core.errors import WireError
 from potluck.core.spec import Array
 from potluck.core.tree import Tree
+from potluck.wire.codec import marked
 
 FEWEST_VALUES = 64
 """Smaller tensors pass as they are: the scale and the names would eat the gain."""
@@ -37,10 +38,10 @@ class Int8:
         draw = torch.rand(value.shape, generator=rng)
         scaled = value / torch.where(step > 0, step, torch.ones_like(step))
         levels = torch.floor(scaled + draw).clamp_(-127, 127).to(torch.int8)
-        return {self.name: levels, "scale": step.reshape(1)}, None
+        return {marked(self.name): levels, "scale": step.reshape(1)}, None
 
     def decode(self, node: Mapping[str, Any]) -> Tensor:
-        levels, step = node[self.name], node.get("scale")
+        levels, step = node[marked(self.name)], node.get("scale")
         if not isinstance(levels, Tensor) or not isinstance(step, Tensor) or len(node) != 2:
             raise WireError("int8: expected levels and a scale")
         if (levels.dtype, step.dtype, step.shape) != (torch.int8, torch.float32, (1,)):
@@ -52,7 +53,7 @@ class Int8:
             return {"": leaf}
         either = leaf.optional or leaf.fewest_values() < FEWEST_VALUES
         sent = {
-            self.name: replace(leaf, dtype=torch.int8, optional=either),
+            marked(self.name): replace(leaf, dtype=torch.int8, optional=either),
             "scale": Array(dtype=torch.float32, shape=(1,), optional=either),
         }
         return {"": replace(leaf, optional=True), **sent} if leaf.fewest_values() < FEWEST_VALUES else sent

@@ -28,6 +28,7 @@ from potluck.core import tree as trees
 from potluck.core.errors import ConfigError, WireError
 from potluck.core.spec import Array, Exactly
 from potluck.core.tree import Tree
+from potluck.wire.codec import marked
 
 FRACTION = 0.01
 INDEX_BYTES = VALUE_BYTES = 4
@@ -63,10 +64,10 @@ class TopK:
         left = wanted.clone(memory_format=torch.contiguous_format)
         left.view(-1)[index] = 0.0
         where = index.to(torch.int32) if places == "index" else _bitmap(index, flat.numel())
-        return {self.name: flat[index].clone(), places: where, "shape": list(value.shape)}, left
+        return {marked(self.name): flat[index].clone(), places: where, "shape": list(value.shape)}, left
 
     def decode(self, node: Mapping[str, Any]) -> Tensor:
-        sent, shape = node[self.name], node.get("shape")
+        sent, shape = node[marked(self.name)], node.get("shape")
         if not isinstance(sent, Tensor) or not isinstance(shape, Sequence) or len(node) != 3:
             raise WireError("topk: expected values, their places and a shape")
         if not all(type(size) is int and size >= 0 for size in shape):
@@ -86,7 +87,7 @@ class TopK:
         size = (k,) if places == "index" else (-(-values // 8),)
         dtype = torch.int32 if places == "index" else torch.uint8
         return {
-            self.name: replace(leaf, shape=(k,)),
+            marked(self.name): replace(leaf, shape=(k,)),
             places: Array(dtype=dtype, shape=size, optional=leaf.optional),
             "shape": Exactly(value=list(leaf.shape), optional=leaf.optional),
         }
