@@ -85,7 +85,7 @@ def plain_sgd(data: Shard, rounds: int) -> dict[str, Tensor]:
     net = make()
     x, y = data.x, data.y
     for r in range(1, rounds + 1):
-        optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
         rng = seeds.generator(0, r, 0, "train")
         for _ in range(2):
             order = torch.randperm(len(y), generator=rng)

@@ -165,10 +165,11 @@ def shape_fault(leaf: Array, shape: tuple[int, ...], free: dict[str, int]) -> st
 
 def value_fault(leaf: Array, value: Tensor) -> str | None:
     """What is wrong with the entries of a tensor of the right shape, in words, or None. NaN lies in no range."""
-    if not value.numel():
+    bounded = (leaf.low, leaf.high) != (-math.inf, math.inf)
+    if not value.numel() or not (bounded or leaf.row_sums):
         return None
     wide = value.to(torch.float64)
-    if (leaf.low, leaf.high) != (-math.inf, math.inf) and not bool(((wide >= leaf.low) & (wide <= leaf.high)).all()):
+    if bounded and not bool(((wide >= leaf.low) & (wide <= leaf.high)).all()):
         return f"holds values beyond [{leaf.low:g}, {leaf.high:g}]"
     if leaf.row_sums is not None:
         sums, (low, high) = wide.sum(dim=-1), leaf.row_sums

@@ -18,6 +18,8 @@ from torch import Tensor
 Tree = Mapping[str, Any]
 """str -> Tensor | bool | int | float | str | list of numbers or strings | Tree."""
 Path = str
+PIECE = 2**16
+"""Entries that are converted at a time: the copy stays in the processor's cache."""
 
 
 def is_tree(value: object) -> TypeGuard[Tree]:
@@ -177,6 +179,7 @@ class WeightedMean:
         self._total = 0.0
         self._sums: dict[Path, Tensor] = {}
         self._dtypes: dict[Path, torch.dtype] = {}
+        self._converted = torch.empty(PIECE, dtype=torch.float64)
 
     def add(self, tree: Tree, weight: float) -> None:
         """Folds one tree in. ``weight`` must be positive and finite; names, shapes, dtypes those of the first tree."""
@@ -201,9 +204,15 @@ class WeightedMean:
             if self._dtypes[path] != value.dtype:
                 raise ValueError(f"{path}: {self._dtypes[path]} and {value.dtype} differ")
             if value.is_floating_point():
-                held.add_(value, alpha=weight)
+                self._accumulate(held, value, weight)
             else:
                 torch.maximum(held, value, out=held)
+
+    def _accumulate(self, held: Tensor, value: Tensor, weight: float) -> None:
+        """``held += weight * value``, piece by piece: a sum of two dtypes at once takes three times as long."""
+        for sums, part in zip(torch.split(held.view(-1), PIECE), torch.split(value.reshape(-1), PIECE), strict=True):
+            converted = self._converted[: len(part)]
+            sums.add_(converted.copy_(part), alpha=weight)
 
     def __bool__(self) -> bool:
         return self._total > 0
@@ -221,4 +230,8 @@ class WeightedMean:
 
 
 def _start(value: Tensor, weight: float) -> Tensor:
-    return value.to(torch.float64) * weight if value.is_floating_point() else value.clone()
+    return (
+        value.to(torch.float64, memory_format=torch.contiguous_format) * weight
+        if value.is_floating_point()
+        else value.clone()
+    )

@@ -7,17 +7,21 @@ has been taken, so memory stays O(one model) whatever the number of devices.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
+import socket
+import struct
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -37,14 +41,19 @@ from potluck.wire.frame import Buffer
 AHEAD = 2
 STOP_S = 5.0
 """Seconds that a worker gets to end by itself."""
+SIZES = struct.Struct("<QQ")
+"""What goes ahead of a message: the bytes of its head, which is JSON, and of its frame."""
+SMALL_BYTES = 2**16
+LOOK_S = 0.05
+"""A worker looks at its memory after so many seconds: reading it costs as much as a step of a tiny net."""
 
 
 @dataclasses.dataclass(slots=True)
 class Worker:
-    """A process and this side of its pipe."""
+    """A process and this side of the link to it."""
 
     process: Any
-    pipe: Connection
+    link: socket.socket
     peak_rss_bytes: int = 0
     held: Buffer | None = None
     """The frame that it was sent last: devices of a tier are sent the same one, which then travels once."""
@@ -61,9 +70,9 @@ class Pool:
         self._free: SimpleQueue[Worker] = SimpleQueue()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="potluck-pool")
         for number in range(workers):
-            ours, theirs = context.Pipe()
+            ours, theirs = socket.socketpair()
             process = context.Process(
-                target=work, args=(theirs, threads, make_side, arguments), name=f"potluck-{number}", daemon=True
+                target=work, args=(theirs, number, threads, make_side, arguments), name=f"potluck-{number}", daemon=True
             )
             process.start()
             theirs.close()
@@ -78,7 +87,9 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for worker in self._workers:
-            worker.pipe.close()
+            with contextlib.suppress(OSError):  # it is gone already
+                worker.link.shutdown(socket.SHUT_RDWR)
+            worker.link.close()
         for worker in self._workers:
             worker.process.join(0.0 if error is not None else STOP_S)
             if worker.process.is_alive():
@@ -116,12 +127,9 @@ class Pool:
         worker = self._free.get()
         try:
             again = worker.held is order.frame
-            worker.pipe.send_bytes(_head(order, again))
-            if not again:
-                worker.pipe.send_bytes(order.frame)
-                worker.held = order.frame
-            head = json.loads(worker.pipe.recv_bytes())
-            frame = worker.pipe.recv_bytes()
+            send(worker.link, _head(order, again), b"" if again else order.frame)
+            worker.held = order.frame
+            head, frame = receive(worker.link)
         except (EOFError, OSError) as error:
             worker.process.join(STOP_S)
             raise EngineError(
@@ -132,7 +140,7 @@ class Pool:
             self._free.put(worker)
         if "crash" in head:
             raise _error(head["kind"], f"device {order.device.id}, round {order.round}: {head['crash']}")
-        worker.peak_rss_bytes = max(worker.peak_rss_bytes, head.pop("rss"))
+        worker.peak_rss_bytes = max(worker.peak_rss_bytes, head.pop("rss", 0))
         return Delivery(order=order, frame=frame, **head)
 
 
@@ -143,47 +151,84 @@ def _error(kind: str, text: str) -> PotluckError:
     return found(text) if isinstance(found, type) and own else EngineError(text)
 
 
-def _head(order: Order, again: bool) -> bytes:
+def _head(order: Order, again: bool) -> dict[str, Any]:
     device = dataclasses.asdict(order.device)
-    head = {"device": device, "round": order.round, "verb": order.verb, "ack": order.ack, "again": again}
-    return json.dumps(head).encode()
+    return {"device": device, "round": order.round, "verb": order.verb, "ack": order.ack, "again": again}
+
+
+def send(link: socket.socket, head: Mapping[str, Any], frame: Buffer) -> None:
+    """A message: a head of JSON values, and a frame."""
+    text = json.dumps(head).encode()
+    start = SIZES.pack(len(text), len(frame)) + text
+    if len(frame) <= SMALL_BYTES:
+        link.sendall(b"".join((start, frame)))
+        return
+    link.sendall(start)
+    link.sendall(frame)
+
+
+def receive(link: socket.socket) -> tuple[dict[str, Any], memoryview]:
+    """The next message, in memory of its own. Raises EOFError where the other side is gone."""
+    head = bytearray(SIZES.size)
+    _fill(link, head)
+    sizes = SIZES.unpack(head)
+    text, frame = bytearray(sizes[0]), torch.empty(sizes[1], dtype=torch.uint8)  # a bytearray would be zeroed first
+    _fill(link, text)
+    _fill(link, frame.numpy().data)
+    return json.loads(text), frame.numpy().data
+
+
+def _fill(link: socket.socket, room: bytearray | memoryview) -> None:
+    left = memoryview(room)
+    while left:
+        came = link.recv_into(left, len(left), socket.MSG_WAITALL)
+        if not came:
+            raise EOFError
+        left = left[came:]
 
 
 def work(
-    pipe: Connection, threads: int, make_side: Callable[..., DeviceSide], arguments: tuple[Any, ...]
+    link: socket.socket, number: int, threads: int, make_side: Callable[..., DeviceSide], arguments: tuple[Any, ...]
 ) -> None:  # pragma: no cover - runs in a spawned process
-    """A worker's life: build the devices' side, then answer orders until the pipe closes or the parent ends."""
+    """A worker's life: build the devices' side, then answer orders until the link closes or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
     side: DeviceSide | None = None
-    frame = bytearray()
+    frame, looked = memoryview(b""), 0.0
     while True:
         try:
-            head = json.loads(pipe.recv_bytes())
-            if not head.pop("again"):
-                frame = bytearray(pipe.recv_bytes())
+            head, fresh = receive(link)
         except (EOFError, OSError):
             return
+        if not head.pop("again"):
+            frame = fresh
         try:
-            side = side or make_side(*arguments)
+            if side is None:
+                side = make_side(*arguments)
+                _share_gpus(number, side.compute)
             device = Device(**head.pop("device"))
             delivery = side.answer(Order(device=device, frame=frame, **head))
         except Exception as error:
             told = str(error) if isinstance(error, PotluckError) else traceback.format_exc()
-            pipe.send_bytes(json.dumps({"crash": told, "kind": type(error).__name__}).encode())
-            pipe.send_bytes(b"-")
+            send(link, {"crash": told, "kind": type(error).__name__}, b"")
             continue
         facts = {
             "status": delivery.status,
             "seconds": delivery.seconds,
             "reason": delivery.reason,
             "parts": dict(delivery.parts),
-            "rss": peak_rss_bytes(),
         }
-        pipe.send_bytes(json.dumps(facts).encode())
-        pipe.send_bytes(delivery.frame or b"-")
+        if time.perf_counter() - looked > LOOK_S:
+            facts["rss"], looked = peak_rss_bytes(), time.perf_counter()
+        send(link, facts, delivery.frame)
+
+
+def _share_gpus(number: int, compute: str) -> None:  # pragma: no cover - no GPU has been at hand
+    """Workers take turns at the GPUs that there are; several may work on one."""
+    if compute == "cuda":
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _end_with_parent() -> None:  # pragma: no cover - runs in a spawned process

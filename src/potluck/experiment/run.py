@@ -213,8 +213,8 @@ def engine_of(ready: Prepared, folder: store.RunFolder) -> Iterator[Engine]:
         raise ConfigError('engine.kind = "mesh": each peer runs the same file with potluck peer; here choose "pool"')
     if experiment.engine.kind == "flower":
         raise ConfigError('engine.kind = "flower": real devices join what potluck serve starts; here choose "pool"')
+    keep_freed_memory()
     if experiment.engine.kind == "inprocess":
-        keep_freed_memory()
         yield InProcess(side=build.make_side(experiment, shares, own))
         return
     arguments = (experiment.model_dump(mode="json"), Packed.of(shares), str(own))

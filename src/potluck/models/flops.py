@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from potluck.core import meter
 
@@ -32,10 +33,27 @@ def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     return _counted(net, shape, train=True)
 
 
-class _Whole(nullcontext[None]):
-    """In place of torch's tracker of modules: all that is counted belongs to the whole."""
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+    """Adds up what torch's own formulas say of each operation.
 
-    parents = frozenset({"Global"})
+    torch's ``FlopCounterMode`` does the same, by module, which an implicit gradient's inner one does not stand; and it
+    imports torch's compiler, which takes a device longer than its training.
+    """
+
+    flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing of this is compiled, so nobody need be told to leave it out
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
@@ -44,11 +62,9 @@ def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
     for weight in probe.parameters():
         x_B = x_B.to(weight.device, weight.dtype)
         break
-    mode = FlopCounterMode(display=False)
-    mode.mod_tracker = _Whole()  # type: ignore[assignment]  # its own hooks do not stand an implicit gradient's inner one
     # A net that counts its own work must not add this pass to the round that is under way.
-    with torch.set_grad_enabled(train), meter.metering(), mode as counter:
+    with torch.set_grad_enabled(train), meter.metering(), _Counter() as counter:  # type: ignore[no-untyped-call, unused-ignore]
         out = probe(x_B)
         if train and out.requires_grad:
             out.sum().backward()
-    return float(counter.get_total_flops()) / SAMPLES
+    return float(counter.flops) / SAMPLES
