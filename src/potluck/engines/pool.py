@@ -1,8 +1,8 @@
 """Devices in worker processes: one resident net a tier and worker, data in shared memory, replies as bytes.
 
-Workers are spawned, obey ``threads``, and end when their parent does. One thread of this process serves each worker, so
-that a worker gets its next order while this process merges. At most twice as many orders as workers run ahead of what
-has been taken, so memory stays O(one model) whatever the number of devices.
+Workers are spawned, obey ``threads``, and end when their parent does. This process looks after them between two merges,
+without threads: a worker whose orders take less than such a look has its next one with it. At most twice as many orders
+as workers run ahead of what has been taken, so memory stays O(one model) whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
+import selectors
 import signal
 import socket
 import struct
@@ -19,10 +21,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -43,9 +43,23 @@ STOP_S = 5.0
 """Seconds that a worker gets to end by itself."""
 SIZES = struct.Struct("<QQ")
 """What goes ahead of a message: the bytes of its head, which is JSON, and of its frame."""
-SMALL_BYTES = 2**16
+SMALL_BYTES, SHORT_S = 2**16, 0.02
 LOOK_S = 0.05
 """A worker looks at its memory after so many seconds: reading it costs as much as a step of a tiny net."""
+
+
+@dataclasses.dataclass(slots=True)
+class Asked:
+    """An order that a worker has, and what came of it."""
+
+    order: Order
+    delivery: Delivery | None = None
+    error: PotluckError | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the worker has answered."""
+        return self.delivery is not None or self.error is not None
 
 
 @dataclasses.dataclass(slots=True)
@@ -54,9 +68,20 @@ class Worker:
 
     process: Any
     link: socket.socket
+    asked: deque[Asked] = dataclasses.field(default_factory=deque)
+    """The orders that it has not answered."""
+    seconds: float = math.inf
+    """What its last order took."""
     peak_rss_bytes: int = 0
     held: Buffer | None = None
     """The frame that it was sent last: devices of a tier are sent the same one, which then travels once."""
+
+    def takes(self, order: Order) -> bool:
+        """Whether to give it the order now: it is idle, or will be at once and has the frame.
+
+        A long frame is only sent to an idle worker, which reads it: both sides writing would wait for ever.
+        """
+        return not self.asked or (len(self.asked) < AHEAD and self.held is order.frame and self.seconds < SHORT_S)
 
 
 class Pool:
@@ -67,8 +92,7 @@ class Pool:
     ) -> None:
         context = mp.get_context("spawn")
         self._workers: list[Worker] = []
-        self._free: SimpleQueue[Worker] = SimpleQueue()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="potluck-pool")
+        self._links = selectors.DefaultSelector()
         for number in range(workers):
             ours, theirs = socket.socketpair()
             process = context.Process(
@@ -78,7 +102,7 @@ class Pool:
             theirs.close()
             worker = Worker(process, ours)
             self._workers.append(worker)
-            self._free.put(worker)
+            self._links.register(ours, selectors.EVENT_READ, worker)
 
     def __enter__(self) -> Pool:
         return self
@@ -95,7 +119,7 @@ class Pool:
             if worker.process.is_alive():
                 worker.process.terminate()
                 worker.process.join()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._links.close()
 
     @property
     def peak_rss_bytes(self) -> int:
@@ -108,40 +132,59 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        source, running = iter(orders), deque[Future[Delivery]]()
-        try:
-            while True:
-                while len(running) < AHEAD * len(self._workers):
-                    order = next(source, None)
-                    if order is None:
-                        break
-                    running.append(self._threads.submit(self._carry, order))
-                if not running:
-                    return
-                yield judged(running.popleft().result(), deadline_s)
-        finally:
-            for future in running:
-                future.cancel()
+        source, given = iter(orders), deque[Asked]()
+        next_up = next(source, None)
+        while next_up is not None or given:
+            while next_up is not None and len(given) < AHEAD * len(self._workers):
+                worker = min(self._workers, key=lambda worker: len(worker.asked))
+                if not worker.takes(next_up):
+                    break
+                given.append(_give(worker, next_up))
+                next_up = next(source, None)
+            first = given[0] if given else None
+            for key, _ in self._links.select(0 if first is not None and first.over else None):
+                _hear(key.data)
+            if first is not None and first.over:
+                given.popleft()
+                if first.error is not None:
+                    raise first.error
+                assert first.delivery is not None, "it is over"
+                yield judged(first.delivery, deadline_s)
 
-    def _carry(self, order: Order) -> Delivery:
-        worker = self._free.get()
-        try:
-            again = worker.held is order.frame
-            send(worker.link, _head(order, again), b"" if again else order.frame)
-            worker.held = order.frame
-            head, frame = receive(worker.link)
-        except (EOFError, OSError) as error:
-            worker.process.join(STOP_S)
-            raise EngineError(
-                f"a worker ended with exit code {worker.process.exitcode} while device {order.device.id} was training; "
-                "if memory ran out, lower engine.workers"
-            ) from error
-        finally:
-            self._free.put(worker)
-        if "crash" in head:
-            raise _error(head["kind"], f"device {order.device.id}, round {order.round}: {head['crash']}")
-        worker.peak_rss_bytes = max(worker.peak_rss_bytes, head.pop("rss", 0))
-        return Delivery(order=order, frame=frame, **head)
+
+def _give(worker: Worker, order: Order) -> Asked:
+    asked = Asked(order)
+    worker.asked.append(asked)
+    again = worker.held is order.frame
+    try:
+        send(worker.link, _head(order, again), b"" if again else order.frame)
+    except OSError as error:
+        raise _ended(worker) from error
+    worker.held = order.frame
+    return asked
+
+
+def _hear(worker: Worker) -> None:
+    try:
+        head, frame = receive(worker.link)
+    except (EOFError, OSError) as error:
+        raise _ended(worker) from error
+    asked = worker.asked.popleft()
+    if "crash" in head:
+        told = f"device {asked.order.device.id}, round {asked.order.round}: {head['crash']}"
+        asked.error = _error(head["kind"], told)
+        return
+    worker.seconds = head.pop("took")
+    worker.peak_rss_bytes = max(worker.peak_rss_bytes, head.pop("rss", 0))
+    asked.delivery = Delivery(order=asked.order, frame=frame, **head)
+
+
+def _ended(worker: Worker) -> EngineError:
+    worker.process.join(STOP_S)
+    busy = f" while device {worker.asked[0].order.device.id} was training" if worker.asked else ""
+    return EngineError(
+        f"a worker ended with exit code {worker.process.exitcode}{busy}; if memory ran out, lower engine.workers"
+    )
 
 
 def _error(kind: str, text: str) -> PotluckError:
@@ -202,6 +245,7 @@ def work(
             head, fresh = receive(link)
         except (EOFError, OSError):
             return
+        start = time.perf_counter()
         if not head.pop("again"):
             frame = fresh
         try:
@@ -219,6 +263,7 @@ def work(
             "seconds": delivery.seconds,
             "reason": delivery.reason,
             "parts": dict(delivery.parts),
+            "took": time.perf_counter() - start,
         }
         if time.perf_counter() - looked > LOOK_S:
             facts["rss"], looked = peak_rss_bytes(), time.perf_counter()

@@ -1,0 +1,29 @@
+"""A devices' side that answers with what it was sent: for tests of the pool, whose workers import it by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from potluck.core.errors import TrainingError
+from potluck.engines.seam import Delivery, Order
+
+
+@dataclass(frozen=True)
+class Echo:
+    """``ack`` of an order says what to do: 0 to answer, 1 to fail, 2 to die."""
+
+    compute: str = "cpu"
+
+    def answer(self, order: Order) -> Delivery:
+        """The frame twice, and the order's number as the seconds."""
+        if order.ack == 1:
+            raise TrainingError("no")
+        if order.ack == 2:
+            os._exit(7)
+        return Delivery(order=order, status="ok", frame=bytes(order.frame) * 2, seconds=float(order.round))
+
+
+def make_echo() -> Echo:
+    """For ``Pool``."""
+    return Echo()
