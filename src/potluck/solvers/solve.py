@@ -184,7 +184,9 @@ def iterate(
         f_z = f(z).to(z0.dtype)  # under autocast f may return fewer bits than the iterate has
         assert f_z.shape == z.shape, f"f: expected a result of shape {tuple(z.shape)}, got {tuple(f_z.shape)}"
         done += 1
-        residual_B, sound_B = _measure(z, f_z, scale_B)
+        last, plain = done == steps, isinstance(solver, FixedPoint)
+        unread = tol is None and plain and not last  # two passes over the iterate that nobody would look at
+        sound_B, residual_B = _measure(z, f_z, scale_B, samples.residual_B if unread else None)
         moving_B = samples.active() & sound_B
         stepped, state = solver.step(state, z, f_z, residual_B)
         # A sample that meets the tolerance here still takes the step it has paid for.
@@ -208,14 +210,16 @@ def _fresh(z0: Tensor) -> Samples:
 
 
 @torch.no_grad()
-def _measure(z: Tensor, f_z: Tensor, scale_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The residual at z (infinite where f is not finite), and where f is finite."""
+def _measure(z: Tensor, f_z: Tensor, scale_B: Tensor | None, known_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where f is finite, and the residual at z (infinite where it is not); or ``known_B`` instead, where given."""
     norm_B = _norm(f_z)
     sound_B = torch.isfinite(norm_B)
+    if known_B is not None:
+        return sound_B, known_B
     # A scale that is given has no floor: gradients may be of any size.
     unit_B = norm_B + TINY if scale_B is None else scale_B.clamp(min=torch.finfo(scale_B.dtype).tiny)
     residual_B = _norm(f_z - z) / unit_B
-    return residual_B.masked_fill(~sound_B, torch.inf), sound_B
+    return sound_B, residual_B.masked_fill(~sound_B, torch.inf)
 
 
 def _norm(z: Tensor) -> Tensor:
