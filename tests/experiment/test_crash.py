@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from potluck.core.errors import RunFolderError
+from potluck.engines.superlink import descendants
 from potluck.experiment import run, store
 from potluck.experiment.config import Experiment
 
@@ -126,31 +127,16 @@ def wait_for_round(alive: Callable[[], bool], folder: Path, after: int) -> None:
         time.sleep(0.02)
 
 
-def children(pid: int) -> list[int]:
-    """The processes whose parent is ``pid``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid:
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_no_worker_survives_its_parent(small: MakeExperiment, tmp_path: Path, warm: ForkServerContext) -> None:
+def test_no_worker_survives_its_parent(small: MakeExperiment, tmp_path: Path) -> None:
     experiment = small("fedavg", "rounds=10000", "engine.kind=pool", "engine.workers=2")
-    process = warm.Process(target=written, args=(experiment, tmp_path / "run"))
-    process.start()
-    wait_for_round(process.is_alive, tmp_path / "run", after=0)
-    assert process.pid is not None
-    workers = children(process.pid)
+    file, folder = write_experiment(tmp_path / "e.toml", experiment), tmp_path / "run"
+    process = subprocess.Popen([*POTLUCK, "run", str(file), "--out", str(folder), "--quiet"])
+    wait_for_round(lambda: process.poll() is None, folder, after=0)
+    workers = descendants(process.pid)  # and those who look after them
     assert len(workers) >= 2
     process.kill()
-    process.join()
+    process.wait()
     limit = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < limit:
         time.sleep(0.05)
