@@ -8,11 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.app import ArrayRecord
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.superlink.grid import http_grid
+from flwr.supernode.runtime import run_clientapp
 
 from potluck.engines import flower_looks
-from potluck.engines.flower_looks import Looks, look_often, pause
+from potluck.engines.flower_frame import pack
+from potluck.engines.flower_looks import Looks, look_often, look_often_on_device, pause
 
 
 def grid_of(slow: threading.Event, seen: list[str]) -> Any:
@@ -74,3 +78,26 @@ def test_flower_looks_at_an_upload_as_often_as_we_say(monkeypatch: pytest.Monkey
 
     assert http_grid.pull_objects(["frame"], pull) == {"frame": b"whole"}
     assert len(asked) == 20
+
+
+def test_a_message_looks_at_its_order_as_often_as_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on the device."""
+    monkeypatch.setattr(
+        run_clientapp, "pull_and_inflate_object_from_tree", run_clientapp.pull_and_inflate_object_from_tree
+    )
+    monkeypatch.setattr(flower_looks, "UPLOAD_POLL_S", 0.01)
+    look_often_on_device()
+    record, asked = pack(b"frame"), list[str]()
+    contents = {name: part.deflate() for name, part in get_all_nested_objects(record).items()}
+
+    def pull(name: str) -> bytes:
+        asked.append(name)
+        if asked.count(name) < 10:
+            raise ObjectUnavailableError(name)
+        return contents[name]
+
+    found = run_clientapp.pull_and_inflate_object_from_tree(
+        get_object_tree(record), pull, lambda _: None, return_type=ArrayRecord
+    )
+    assert found["frame"].data == b"frame"
+    assert len(asked) == 10 * len(contents)

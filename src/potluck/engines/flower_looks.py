@@ -11,13 +11,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from potluck.core.errors import MissingExtraError
 
 try:
     from flwr.app import Message
     from flwr.serverapp import Grid
-    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
     from flwr.superlink.grid import http_grid
 except ImportError:
     raise MissingExtraError("a fleet on Flower", "flower") from None
@@ -69,15 +70,21 @@ def pause(poll_s: float, out: int) -> float:
 
 
 def look_often() -> None:
-    """Lets this process look at an upload every second, for as long as the SuperLink has it.
+    """Lets a server's process look at an upload every second, for as long as the SuperLink has it.
 
     Flower has no setting for it: the function that its grid calls is given other defaults; a test knows its name.
     """
-    often = functools.partial(
-        pull_objects,
-        max_time=None,
-        max_tries_per_object=None,
-        initial_backoff=UPLOAD_POLL_S,
-        backoff_cap=UPLOAD_POLL_S,
-    )
-    http_grid.pull_objects = often  # type: ignore[attr-defined]
+    http_grid.pull_objects = functools.partial(pull_objects, **_often())  # type: ignore[attr-defined]
+
+
+def look_often_on_device() -> None:
+    """The same of a message's process, which Flower starts when the order is announced, before it is downloaded."""
+    from flwr.supernode.runtime import run_clientapp as place  # noqa: PLC0415 - a device's, not for servers
+
+    pull = functools.partial(pull_and_inflate_object_from_tree, **_often())
+    place.pull_and_inflate_object_from_tree = pull  # type: ignore[attr-defined]
+
+
+def _often() -> dict[str, Any]:
+    pauses = {"initial_backoff": UPLOAD_POLL_S, "backoff_cap": UPLOAD_POLL_S}
+    return {"max_time": None, "max_tries_per_object": None, **pauses}

@@ -116,6 +116,7 @@ def main() -> None:
         (found,) = entry_points(group="console_scripts", name=CLIENT)
         answer = found.load()
         import_module(APPS)
+        import_module("potluck.engines.flower_looks").look_often_on_device()
         rehearse()
         gc.freeze()  # forks share the pages of all this for good
         gc.enable()
