@@ -7,7 +7,7 @@ DEMO_OUT ?= runs/demo
 RIVALS ?= $(wildcard .venv-rivals/bin/python)
 ARGS ?=
 
-.PHONY: demo test test-fleet test-flower check format bench rivals claims setup clean
+.PHONY: demo test test-fleet check format bench rivals claims setup clean
 
 setup: $(READY)
 
@@ -25,11 +25,8 @@ demo: $(READY)  ## twelve unequal devices train on real data: five systems, FedA
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-test-fleet: $(READY)  ## peers in processes of their own, over sockets
-	$(BIN)/python -m pytest -q -m fleet --ignore tests/fleet_real/test_flower.py
-
-test-flower: $(READY)  ## a SuperLink and SuperNodes; wants two idle cores
-	$(BIN)/python -m pytest -q -n 0 -m fleet tests/fleet_real/test_flower.py
+test-fleet: $(READY)  ## peers, and devices behind a server, in processes of their own, over sockets
+	$(BIN)/python -m pytest -q -m fleet
 
 check: $(READY)  ## lint, format, types, architecture
 	$(BIN)/ruff check .

@@ -78,10 +78,10 @@ class Fleet:
         """(exit code, what it said) of a process that ends by itself. Raises subprocess.TimeoutExpired."""
         return process.wait(within_s), self.said(process)
 
-    def serve(self, *words: str) -> subprocess.Popen[bytes]:
-        """The server."""
+    def serve(self) -> subprocess.Popen[bytes]:
+        """The server; it makes no report, which would take longer than a round."""
         where = ("--address", f"127.0.0.1:{self.port}", "--certificates", "keys", "--out", str(self.out))
-        return self.call("serve", "flower.toml", *where, *words)
+        return self.call("serve", "flower.toml", "--quiet", *where)
 
     def join_words(self, device: int, **other: str) -> list[str]:
         """The arguments of ``potluck join`` for a device; ``other`` replaces some."""
@@ -146,7 +146,10 @@ class Fleet:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
-        return marked(self.folder)
+        until = time.monotonic() + STOP_S  # what Flower starts looks after its parent now and then
+        while (left := marked(self.folder)) and time.monotonic() < until:
+            time.sleep(0.1)
+        return left
 
 
 def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

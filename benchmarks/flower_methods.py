@@ -23,13 +23,24 @@ from potluck.experiment import run, store
 from potluck.experiment.loaded import Run
 from potluck.methods import METHODS
 
+OTHERS = {
+    "fedode": {
+        "model": {"name": "odenet-cifar-like"},
+        "method": {"name": "fedode", "steps": {"phone": 1, "laptop": 2}},
+    },
+    "feddeq": {
+        "model": {"name": "deq-xs-like"},
+        "method": {"name": "feddeq", "steps": {"phone": 2, "laptop": 4}},
+    },
+}
+"""Methods with a net of their own kind; all others train the experiment's."""
 COLUMNS = ("method", "equal", "up, down", "evaluated", "Flower in, out", "a message", "round", "device", "CPU")
 
 
 def measured(method: str, folder: Path) -> dict[str, Any]:
     """Plays a method both ways. Raises RuntimeError where the run on Flower fails."""
     shutil.rmtree(folder, ignore_errors=True)
-    with fleet_in(folder, {"method": {"name": method}}) as fleet:
+    with fleet_in(folder, OTHERS.get(method, {"method": {"name": method}})) as fleet:
         load, start = os.getloadavg()[0], time.monotonic()
         for device in range(4):
             fleet.join(device)

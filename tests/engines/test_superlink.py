@@ -203,7 +203,18 @@ def test_a_child_and_what_it_started_are_gone(tmp_path: Path, monkeypatch: pytes
             time.sleep(0.02)
         assert below
     assert child.poll() is not None
-    assert not any(Path(f"/proc/{pid}").exists() and superlink._alive(pid) for pid in below)
+    assert not any(Path(f"/proc/{pid}").exists() and superlink.alive(pid) for pid in below)
+
+
+def test_a_process_that_has_ended_is_not_alive() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read()
+        until = time.monotonic() + 60
+        while superlink.alive(child.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert Path(f"/proc/{child.pid}").exists()  # nobody has asked for its exit code yet
+        assert not superlink.alive(child.pid)
 
 
 def test_keys_in_the_form_that_flower_takes(keys: Path, tmp_path: Path) -> None:

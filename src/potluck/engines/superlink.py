@@ -184,14 +184,14 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     family = [child.pid, *descendants(child.pid)]
     _send(family, signal.SIGTERM)
     _until_gone(child, family, STOP_S)
-    _send([pid for pid in family if _alive(pid)], signal.SIGKILL)
+    _send([pid for pid in family if alive(pid)], signal.SIGKILL)
     child.wait()
     _until_gone(child, family, STOP_S)
 
 
 def _until_gone(child: subprocess.Popen[bytes], family: Sequence[int], within_s: float) -> None:
     until = time.monotonic() + within_s
-    while time.monotonic() < until and (child.poll() is None or any(_alive(pid) for pid in family[1:])):
+    while time.monotonic() < until and (child.poll() is None or any(alive(pid) for pid in family[1:])):
         time.sleep(0.1)
 
 
@@ -201,7 +201,8 @@ def _send(pids: Sequence[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether the process runs (Linux); one that has ended and waits for its parent to hear of it does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -67,7 +67,9 @@ def join(joining: Joining, tell: Tell) -> None:
         _write_node(joining, number)
         _wait_for(address, joining.patience_s, tell)
         tell(f"device {number}, {joining.tier or 'tier as the server has it'}, at {address}; Ctrl-C ends it")
-        _stay(joining, address, tell)
+        home, log = joining.store / "home", joining.store / "supernode.log"
+        with warm(home, log) if joining.warm and CAN_FORK else nullcontext():
+            _stay(joining, address, tell)
 
 
 def _number(joining: Joining) -> int:
@@ -131,8 +133,7 @@ def _stay(joining: Joining, address: Address, tell: Tell) -> None:
     while True:
         since = log.stat().st_size if log.exists() else 0
         began = time.monotonic()
-        waiting = warm(place / "home", log) if joining.warm and CAN_FORK else nullcontext()
-        with waiting, running("flower-supernode", _arguments(joining, address), place / "home", log) as node:
+        with running("flower-supernode", _arguments(joining, address), place / "home", log) as node:
             _show(node, work, tell)
         said = log.read_bytes()[since:].decode(errors="replace")
         first = first if time.monotonic() - began < AGAIN_S * 2 else time.monotonic()

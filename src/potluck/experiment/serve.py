@@ -26,6 +26,7 @@ from potluck.engines.superlink import (
     Address,
     Control,
     address_of,
+    alive,
     demand_free_port,
     fault_of,
     running,
@@ -185,7 +186,7 @@ def _watch(link: subprocess.Popen[bytes], out: Path, listener: Listener, tell: T
         if link.poll() is not None:
             raise EngineError(f"the SuperLink ended; the last checkpoint is whole: potluck resume {out}")
         apps = [int(event["pid"]) for event in events if event["event"] == "begins"]
-        if apps and not Path(f"/proc/{apps[-1]}").exists() and Path("/proc").exists():
+        if apps and Path("/proc").exists() and not alive(apps[-1]):
             raise EngineError(f"the run's process was ended; the last checkpoint is whole: potluck resume {out}")
         time.sleep(LOOK_S)
 
