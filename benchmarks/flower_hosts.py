@@ -187,7 +187,8 @@ def tell(stage: Stage, counted: dict[int, tuple[int, int]]) -> None:
         ups = [row for row in rows if row["device"] == device and row["direction"] == "up"]
         up = sum(row["encoded_bytes"] for row in ups)
         down = sum(row["encoded_bytes"] for row in rows if row["device"] == device and row["direction"] == "down")
-        beyond = f"{(sent - up) / len(ups):,.0f}, {(received - down) / len(ups):,.0f}"
+        messages = max(1, len(ups))  # with few rounds the floor's draw may leave a device out
+        beyond = f"{(sent - up) / messages:,.0f}, {(received - down) / messages:,.0f}"
         print(f"| {device} | {len(ups)} | {up:,}, {down:,} | {sent:,}, {received:,} | {beyond} |")
     counted_by_flower = json.loads((stage.out / "superlink/bytes.json").read_text())["runs"][0]["network-traffic"]
     print(f"Flower's own count: {counted_by_flower}")
