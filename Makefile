@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
 DEMO_OUT ?= runs/demo
 RIVALS ?= $(wildcard .venv-rivals/bin/python)
 ARGS ?=
@@ -11,15 +12,18 @@ ARGS ?=
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): EXTRA := test
+$(DEMO_READY): EXTRA := lab
+
+$(READY) $(DEMO_READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Potluck needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch>=2.6"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	@touch $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
+	@touch $@
 
-demo: $(READY)  ## twelve unequal devices train on real data: five systems, FedAvg and training alone, one table
+demo: $(DEMO_READY)  ## twelve unequal devices train on real data: five systems, FedAvg and training alone, one table
 	$(BIN)/potluck compare recipes/demo.toml --methods local,fedavg,fedode,feddeq,fedhm,feddlr,fedh2l --out $(DEMO_OUT)
 
 test: $(READY)  ## the tests

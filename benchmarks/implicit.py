@@ -15,71 +15,35 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from claims import ROWS as CLAIMED
+from claims import TIERS
 from potluck.experiment import run as runs
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
 from potluck.experiment.loaded import Run
 from potluck.models.fit import evaluate
 
-TIERS = ("phone", "tablet", "laptop")
 DEPTHS = {"ode": (1, 2, 4, 8, 16), "deq": (1, 2, 4, 8, 12, 16, 32)}
-ODE, DEQ, RESNET = "odenet-cifar-like", "deq-xs-like", "resnet20"
-RESNETS = (8, 20, 32, 44, 56)
-
-
-def _depths(*counts: int) -> dict[str, int]:
-    return dict(zip(TIERS, counts, strict=True))
-
-
-def _ode(*counts: int, **options: Any) -> dict[str, Any]:
-    return {"model": {"name": ODE}, "method": {"name": "fedode", "steps": _depths(*counts), **options}}
-
-
-def _deq(*counts: int, **options: Any) -> dict[str, Any]:
-    return {"model": {"name": DEQ}, "method": {"name": "feddeq", "steps": _depths(*counts), **options}}
-
-
-def _local(kind: str, *counts: int) -> dict[str, Any]:
-    return {"model": {"name": ODE if kind == "ode" else DEQ, "steps": _depths(*counts)}, "method": {"name": "local"}}
-
-
-HELD = {"data": {"server_samples": 200}}
-"""The rows of fusion rules: all of them set the server's samples aside, so that their devices hold the same data."""
-INT8 = {"wire": {"up": ["int8", "zstd"], "down": ["int8", "zstd"]}}
-ROWS: dict[str, dict[str, Any]] = {
-    "ode": _ode(2, 4, 8),
-    "ode-2": _ode(2, 2, 2),
-    "ode-4": _ode(4, 4, 4),
-    "ode-8": _ode(8, 8, 8),
-    "ode-local": _local("ode", 2, 4, 8),
-    "ode-unit_step": _ode(2, 4, 8, step="unit_step"),
-    "ode-unit_step-2": _ode(2, 2, 2, step="unit_step"),
-    "ode-unit_step-8": _ode(8, 8, 8, step="unit_step"),
-    "ode-unit_step-global": _ode(2, 4, 8, step="unit_step", norm_groups="global"),
-    "ode-global": _ode(2, 4, 8, norm_groups="global"),
-    "ode-learned": _ode(2, 4, 8, step="learned"),
-    "ode-random": _ode(2, 4, 8, random_steps=True),
-    "ode-faithful": _ode(2, 4, 8, profile="faithful"),
-    "deq": _deq(4, 8, 16),
-    "deq-4": _deq(4, 4, 4),
-    "deq-8": _deq(8, 8, 8),
-    "deq-16": _deq(16, 16, 16),
-    "deq-local": _local("deq", 4, 8, 16),
-    "deq-plain_loss": _deq(4, 8, 16, fixed_point_loss=0.0),
-    "deq-random": _deq(4, 8, 16, random_steps=True),
-    "deq-faithful": _deq(4, 8, 16, profile="faithful"),
-    "fuse-samples": {**_deq(1, 2, 12), **HELD},
-    "fuse-iterations": {**_deq(1, 2, 12, fusion="iterations"), **HELD},
-    "fuse-residual": {**_deq(1, 2, 12, fusion="residual"), **HELD},
-    "fuse-calibrated": {**_deq(1, 2, 12, fusion="calibrated"), **HELD},
-    **{f"resnet{depth}": {"model": {"name": f"resnet{depth}"}, "method": {"name": "fedavg"}} for depth in RESNETS},
-    "deq-int8": {**_deq(4, 8, 16), **INT8},
-    "ode-int8": {**_ode(2, 4, 8), **INT8},
-    "resnet20-int8": {"model": {"name": RESNET}, "method": {"name": "fedavg"}, **INT8},
-    "resnet20-local": {"model": {"name": RESNET}, "method": {"name": "local"}},
+ODE, DEQ, UNIT_STEP = CLAIMED["ode"], CLAIMED["deq"], "method.step=unit_step"
+ROWS: dict[str, tuple[str, ...]] = {
+    **{name: row for name, row in CLAIMED.items() if row[0] == "implicit"},
+    "ode-unit_step": (*ODE, UNIT_STEP),
+    "ode-unit_step-2": (*CLAIMED["ode-2"], UNIT_STEP),
+    "ode-unit_step-8": (*CLAIMED["ode-8"], UNIT_STEP),
+    "ode-unit_step-global": (*ODE, UNIT_STEP, "method.norm_groups=global"),
+    "ode-global": (*ODE, "method.norm_groups=global"),
+    "ode-learned": (*ODE, "method.step=learned"),
+    "ode-random": (*ODE, "method.random_steps=true"),
+    "ode-faithful": (*ODE, "method.profile=faithful"),
+    "deq-plain_loss": (*DEQ, "method.fixed_point_loss=0.0"),
+    "deq-random": (*DEQ, "method.random_steps=true"),
+    "deq-faithful": (*DEQ, "method.profile=faithful"),
+    "resnet44": (*CLAIMED["resnet20"], "model.name=resnet44"),
+    "resnet56": (*CLAIMED["resnet20"], "model.name=resnet56"),
+    "resnet20-local": (*CLAIMED["resnet20"], "method.name=local"),
 }
+"""The rows of claims.py on implicit nets, and what varies them. A row's first word names its recipe's family."""
 
 
 def main() -> None:
@@ -103,10 +67,8 @@ def _finished(path: Path, recipe: str, row: str, seed: int) -> Run:
         return Run.load(path)
     if (path / "experiment.toml").is_file():
         return runs.resume(path)
-    table = Experiment.load(recipe).model_dump(exclude_unset=True)
-    for section, values in {**ROWS[row], "engine": {"kind": "inprocess"}}.items():
-        table[section] = values if section == "method" else {**table.get(section, {}), **values}
-    return runs.run(Experiment.of({**table, "name": f"{row}-{seed}", "seed": seed, "methods": {}}), path)
+    given = [f"name={row}-{seed}", f"seed={seed}", "engine.kind=inprocess", *ROWS[row][1:]]
+    return runs.run(Experiment.load(recipe, given).model_copy(update={"methods": {}}), path)
 
 
 def _print(found: dict[str, list[Run]]) -> None:
@@ -142,7 +104,7 @@ def _accuracies(found: Run, depths: Sequence[int]) -> list[float]:
     device, method = ready.course.fleet.devices[0], ready.course.method
     accuracies = []
     for depth in depths:
-        net = dataclasses.replace(method, steps=_depths(depth, depth, depth)).model(state, None, device)
+        net = dataclasses.replace(method, steps=dict.fromkeys(TIERS, depth)).model(state, None, device)
         score = evaluate(net, ready.shares.test)
         accuracies.append(float(score.right.sum() / score.total.sum()))
     return accuracies

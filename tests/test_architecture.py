@@ -37,6 +37,21 @@ def test_running_needs_no_laboratory_until_data_are_loaded() -> None:
     assert not {"flwr", "zenoh", "plotly", "datasets", "flwr_datasets", "sklearn"} & set(json.loads(python(code)))
 
 
+def test_help_and_a_wrong_file_are_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = 0.1\n")
+    for command in (["--help"], *([word, str(tmp_path / "wrong.toml")] for word in ("run", "plan"))):
+        code = f"""
+import sys
+sys.argv = {["potluck", *command]}
+from potluck import cli
+try:
+    cli.main()
+except SystemExit as stop:
+    print("code", stop.code, "torch" in sys.modules)
+"""
+        assert python(code).splitlines()[-1] == f"code {0 if command == ['--help'] else 2} False"
+
+
 def test_public_names() -> None:
     assert potluck.__all__ == [
         "METHODS",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from potluck import __version__
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
 from potluck.experiment.manual import page
@@ -166,6 +167,13 @@ def test_resume_refuses_another_experiment(potluck: Potluck, file: str, tmp_path
     code, _, told = potluck("resume", "runs/first", "--rounds", "1")
     assert code == 2
     assert "was changed since the run began" in told
+    manifest = tmp_path / "runs/first/state/manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"version": "{__version__}"', '"version": "0.0.9"'))
+    code, _, told = potluck("resume", "runs/first", "--rounds", "1")
+    assert code == 2
+    assert f"was written by potluck 0.0.9, this is {__version__}" in told
+    settings.write_text(settings.read_text().replace("lr = 0.06", "lr = 0.05"))
+    assert potluck("resume", "runs/first", "--rounds", "1")[0] == 0, "another version that reads it the same goes on"
 
 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "ledger.jsonl", "state/manifest.json", "experiment.toml", "state"])

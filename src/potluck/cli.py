@@ -42,10 +42,11 @@ def run(
 
     Example: potluck run recipes/digits.toml --set rounds=5 --set method.name=fedprox --out runs/first
     """
-    from potluck.experiment import run as runs
     from potluck.experiment.config import Experiment
 
     loaded = Experiment.load(experiment, overrides or ())
+    from potluck.experiment import run as runs  # after a wrong file is told: torch takes seconds
+
     place = folder or runs.default_folder(loaded)
     attended(lambda listener: runs.run(loaded, place, listener), place, quiet)
 
@@ -92,11 +93,12 @@ def compare(
 
     Example: potluck compare recipes/digits.toml --methods local,fedavg,fedprox --seeds 0,1 --out runs/three
     """
-    from potluck.experiment import compare as comparing
-    from potluck.experiment import run as runs
     from potluck.experiment.config import Experiment
 
     loaded = Experiment.load(experiment, overrides or ())
+    from potluck.experiment import compare as comparing  # after a wrong file is told: torch takes seconds
+    from potluck.experiment import run as runs
+
     place = folder or runs.default_folder(loaded)
     wanted = comparing.variants(loaded, _names(methods), _numbers(seeds))
     shown: list[Progress] = []
@@ -169,12 +171,14 @@ def split(
 
     Example: potluck split recipes/digits.toml --out shares
     """
-    from potluck.data.split import write_split
-    from potluck.experiment import build
     from potluck.experiment.config import Experiment
+
+    loaded = Experiment.load(experiment, overrides or ())
+    from potluck.data.split import write_split  # after a wrong file is told: torch takes seconds
+    from potluck.experiment import build
     from potluck.experiment.resolve import resolved
 
-    manifest = write_split(build.make_shares(resolved(Experiment.load(experiment, overrides or ()))), folder)
+    manifest = write_split(build.make_shares(resolved(loaded)), folder)
     out.print(f"{len(manifest['shares'])} files in {folder}", soft_wrap=True)
 
 

@@ -32,12 +32,13 @@ def plan(
 
     Example: potluck plan recipes/digits.toml --methods fedavg,fedhm,fedode --fit --out fits.toml
     """
-    from potluck.experiment import plan as planning
-    from potluck.experiment import plan_fit as fitting
-    from potluck.experiment.compare import variants
     from potluck.experiment.config import Experiment
 
     loaded = Experiment.load(experiment, overrides or ())
+    from potluck.experiment import plan as planning  # after a wrong file is told: torch takes seconds
+    from potluck.experiment import plan_fit as fitting
+    from potluck.experiment.compare import variants
+
     wanted = planning.methods_of(loaded, methods)
     new_file = place or Path(f"{experiment.stem}-fit.toml")
     found: list[fitting.Fitted] = []

@@ -93,6 +93,9 @@ def show_page(text: str) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True, end="")
 
 
+WHOLE_FRAMES = "up, down: whole frames, headers included; those of local are headers alone."
+
+
 def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """One row a run: accuracy per tier, bytes, seconds, parameters.
 
@@ -123,6 +126,7 @@ def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
             size(summary["peak_rss_bytes"]),
         )
     out.print(table)
+    out.print(f"[dim]{WHOLE_FRAMES}[/]")
 
 
 def _share(value: float | None) -> str:

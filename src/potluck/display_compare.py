@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from potluck.core.errors import RunFolderError
-from potluck.display import duration, err, out, size
+from potluck.display import WHOLE_FRAMES, duration, err, out, size
 
 NOTHING = "-"
 
@@ -67,6 +67,7 @@ def _table(sides: Sequence[Any], goal: float | None, *, several: bool) -> None:
             size(side.peak_bytes),
         )
     out.print(cost)
+    out.print(f"[dim]{WHOLE_FRAMES}[/]")
     if to:
         out.print(f"[dim]to {goal:.2f}: bytes both ways, and simulated time, until the mean accuracy was there.[/]")
 

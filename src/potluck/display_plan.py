@@ -11,10 +11,23 @@ from rich.table import Table
 
 from potluck.display import duration, out, size
 
-HEADINGS = ("tier", "devices", "samples", "parameters", "memory", "GFLOPs", "down", "up", "work", "round", "fits")
+HEADINGS = (
+    "tier",
+    "devices",
+    "samples",
+    "parameters",
+    "memory",
+    "GFLOPs",
+    "bytes down",
+    "bytes up",
+    "work",
+    "round",
+    "fits",
+)
 LEGEND = (
-    "A round of the tier's device with the most samples (seconds: of its slowest). memory: tensors at once while it "
-    "trains, beyond the idle process; an allocator may hold up to twice as much."
+    "A round of the tier's device with the most samples (work, round: of its slowest). memory: tensors at once while "
+    "it trains, beyond the idle process; an allocator may hold up to twice as much. GFLOPs: of its training; a "
+    "multiply-add is two. work: simulated time of training; round: with receiving and sending."
 )
 
 

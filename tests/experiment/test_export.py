@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,29 +75,30 @@ def test_onnx_is_checked_against_the_net(ran: Run, tmp_path: Path) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", ["odenet-cifar-like", "deq-xs-like"])
-def test_nets_of_fixed_depth_have_an_onnx_form(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = make_at_depth(name, SHAPE, 10, "group", 3).eval()
-    assert exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / "net.onnx") < 1e-5
-
-
-@needs_onnx
 def test_what_a_tier_of_any_method_deploys_has_an_onnx_form(small: MakeExperiment, tmp_path: Path) -> None:
     """Nets of the same modules, shapes and FLOPs, so of the same depth, are one graph: it is written once."""
     written: set[tuple[object, ...]] = set()
+    for name, net in deployable(small):
+        shapes = tuple((key, value.shape) for key, value in net.state_dict().items())
+        graph = (repr(net), shapes, forward_flops(net, SHAPE))
+        if graph not in written:
+            difference = exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / f"{name}.onnx")
+            assert difference <= exporting.TOLERANCE, name
+            written.add(graph)
+    assert len(written) >= 7, "plain, a width, a rank, two depths of each implicit net"
+
+
+def deployable(small: MakeExperiment) -> Iterator[tuple[str, nn.Module]]:
+    """What each method deploys on a device of each tier, and implicit nets at a fixed depth."""
     for method in METHODS:
         course = prepare(small(method)).course
         state = None if course.method.traits.peers else begin(course).state
-        for device in course.fleet.devices[1:3]:  # one of each tier
+        for device in course.fleet.devices[1:3]:
             net = deployed(course.method, state, None, device).to(memory_format=torch.contiguous_format).eval()
-            shapes = tuple((name, value.shape) for name, value in net.state_dict().items())
-            graph = (repr(net), shapes, forward_flops(net, SHAPE))
-            if graph not in written:
-                difference = exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / f"{method}-{device.tier}.onnx")
-                assert difference <= exporting.TOLERANCE, (method, device.tier)
-                written.add(graph)
-    assert len(written) >= 7, "plain, a width, a rank, two depths of each implicit net"
+            yield f"{method}-{device.tier}", net
+    torch.manual_seed(0)
+    for name in ("odenet-cifar-like", "deq-xs-like"):
+        yield name, make_at_depth(name, SHAPE, 10, "group", 3).eval()
 
 
 def test_anderson_can_be_traced(tmp_path: Path) -> None:

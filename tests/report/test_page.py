@@ -144,9 +144,10 @@ def test_runs_of_other_data_or_fleet_are_not_comparable(make_run: MakeRun, tmp_p
 
 def test_one_seed_is_told_once_and_rounds_are_whole(make_run: MakeRun, tmp_path: Path) -> None:
     paths = [make_run("all/a"), make_run("all/b", method="local"), make_run("all/c", method="fedhm")]
-    _, reader, figures = report(paths, tmp_path / "r.html")
+    page, reader, figures = report(paths, tmp_path / "r.html")
     assert "fedavg, local, fedhm · seed 0" in reader.text
     assert "local, seed 0" not in reader.text
+    assert "<thead><tr><th>method</th>" in page
     axes = [f["layout"]["xaxis"] for f in figures if f["layout"]["xaxis"]["title"]["text"] == "round"]
     assert axes
     assert all(axis["dtick"] == int(axis["dtick"]) and axis["tickformat"] == "d" for axis in axes)

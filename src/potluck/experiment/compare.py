@@ -70,13 +70,21 @@ def _variant(experiment: Experiment, name: str, seed: int) -> tuple[Experiment, 
     return experiment.model_copy(update=changed), note
 
 
+OWN = {
+    "ode": "its stages are potluck.models.ode.OdeStage",
+    "deq": "it returns a potluck.models.deq.DeqNet",
+}
+"""What such a function must make."""
+
+
 def _suited(method: str, model: Model) -> tuple[Model, str]:
     """The model, or the method's own preset where it needs a net of another kind."""
     traits = METHODS[method].traits
     entry = MODELS.get(model.name)
     if traits.kind == "any" or (entry is not None and entry.kind == traits.kind):
         return model, ""
-    note = f"{method} needs a net of kind {traits.kind!r}: it takes {traits.preset} instead of {model.name}"
+    note = f"{method} needs a net of kind {traits.kind!r}: it takes {traits.preset} instead of {model.name}; "
+    note += f'for a net of your own: [methods.{method}] model = "package.module:function"; {OWN[traits.kind]}'
     return model.model_copy(update={"name": traits.preset}), note
 
 

@@ -16,7 +16,6 @@ from potluck.core.errors import ConfigError
 from potluck.data.spec import Dirichlet, PartitionSpec
 from potluck.experiment.explain import explain
 from potluck.fleet.devices import Tier
-from potluck.models.norms import NORMS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,6 +57,8 @@ class Model(Section):
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, value: str) -> str:
+        from potluck.models.norms import NORMS  # noqa: PLC0415 - a wrong file is told before torch is loaded
+
         if value not in NORMS:
             raise ValueError(f"expected one of {', '.join(NORMS)}")
         return value

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from potluck import __version__
 from potluck.core.errors import ConfigError, RunFolderError
 from potluck.data.shard import Shares
 from potluck.engines.course import Course, Snapshot
@@ -117,6 +118,12 @@ def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) 
 def demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
     """Raises RunFolderError where the folder is of another experiment."""
     held, now = manifest["facts"]["config"], config_digest(ready.experiment)
+    wrote = manifest["facts"].get("version", "an older version")
+    if held != now and wrote != __version__:
+        raise RunFolderError(
+            f"{path} was written by potluck {wrote}, this is {__version__}, and they read its experiment.toml unlike "
+            f"(config digest {now[:12]}, the run's {held[:12]}): go on with the version that began it, or start anew"
+        )
     if held != now:
         raise RunFolderError(
             f"{path}: experiment.toml was changed since the run began (config digest {now[:12]}, "
@@ -128,6 +135,7 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
     """What a checkpoint says beside the snapshot."""
     test = ready.shares.test
     return {
+        "version": __version__,
         "config": config_digest(ready.experiment),
         "shape": list(test.shape),
         "classes": test.classes,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from potluck.core.types import Device
+if TYPE_CHECKING:
+    from potluck.core.types import Device
 
 BITS = 8
 
@@ -26,6 +28,8 @@ class Tier:
 
 def make_devices(tiers: Sequence[Tier]) -> tuple[Device, ...]:
     """The devices of all tiers, numbered from 0 in the order of the tiers."""
+    from potluck.core.types import Device  # noqa: PLC0415 - a wrong file is told before torch is loaded
+
     made: list[Device] = []
     for tier in tiers:
         for _ in range(tier.devices):

@@ -182,7 +182,10 @@ def set_depth(
     gradient that do not go together.
     """
     if not isinstance(net, DeqNet):
-        raise ModelError(f"a net of kind {type(net).__name__} has no cell: expected one of {', '.join(WIDTHS)}.")
+        raise ModelError(
+            f"a net of kind {type(net).__name__} has no cell: expected one of {', '.join(WIDTHS)}, or a DeqNet of "
+            "your own (potluck.models.deq)."
+        )
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
         raise ModelError(f"{key} = {steps!r}: expected an integer from 1 to {MOST_STEPS}.")
     if z0 not in STARTS:

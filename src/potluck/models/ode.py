@@ -199,7 +199,10 @@ def set_depth(
 
 def _demand_depth(net: nn.Module, counts: Sequence[int], stages: int, method: str, step: str, key: str) -> None:
     if not stages:
-        raise ModelError(f"a net of kind {type(net).__name__} has no ODE stage: expected one of {', '.join(ODENETS)}.")
+        raise ModelError(
+            f"a net of kind {type(net).__name__} has no ODE stage: expected one of {', '.join(ODENETS)}, "
+            "or a net of your own whose stages are potluck.models.ode.OdeStage."
+        )
     if len(counts) != stages:
         name = net.name if isinstance(net, OdeNet) else type(net).__name__
         raise ModelError(f'{key} has {len(counts)} entries, model "{name}" has {stages} ODE stages.')

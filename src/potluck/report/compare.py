@@ -225,4 +225,6 @@ def bytes_bars(runs: Sequence[Run], names: Sequence[str]) -> Panel | None:
     y = axis() | {"type": "category", "autorange": "reversed"}
     made = layout(axis("", "~s", "B"), y, mode="stack")
     figure = Figure(title="", data=flipped, layout=made, height=70 + 30 * len(runs))
-    return Panel(title="Bytes of each run", text="", figures=[figure], legend=costs.traffic_legend(parts))
+    return Panel(
+        title="Bytes of each run", text=costs.WHOLE_FRAMES, figures=[figure], legend=costs.traffic_legend(parts)
+    )

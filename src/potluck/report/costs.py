@@ -12,6 +12,7 @@ from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line, roun
 from potluck.report.units import duration, plain, size
 
 NAMES = {"up": "up", "down": "down", "setup": "set-up", "evaluate": "evaluation"}
+WHOLE_FRAMES = "Bytes are those of whole frames, headers included: a method that shares nothing still sends headers."
 COLUMNS = 300
 STATES = ("not asked", "merged", "late", "lost", "rejected")
 

@@ -203,11 +203,8 @@ def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
     """A row for each run."""
     tiers = list(dict.fromkeys(tier.name for run in runs for tier in run.tiers))
     # Where method and seed do not tell runs apart, their names in the figures stand in front.
-    more = (
-        ["run"]
-        if any(label != f"{run.method}, seed {run.seed}" for run, label in zip(runs, labels, strict=True))
-        else []
-    )
+    told = [(run.method, f"{run.method}, seed {run.seed}") for run in runs]
+    more = ["run"] if any(label not in names for names, label in zip(told, labels, strict=True)) else []
     head = [*more, "method", "seed", "rounds", "mean", "worst", *tiers]
     head += ["bytes up", "bytes down", "in all", "simulated", "parameters", "peak memory"]
     rows = [[*([label] if more else []), *_comparison_row(run, tiers)] for run, label in zip(runs, labels, strict=True)]
