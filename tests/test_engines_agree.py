@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
-from potluck.engines import pool
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.methods import METHODS
@@ -17,10 +15,7 @@ MakeExperiment = Callable[..., Experiment]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_pool_equals_this_process(
-    small: MakeExperiment, method: str, tmp_path: Path, warm: ForkServerContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pool.mp, "get_context", lambda _: warm)  # workers as users have them: the relay's test, below
+def test_the_pool_equals_this_process(small: MakeExperiment, method: str, tmp_path: Path) -> None:
     here = run.run(small(method), tmp_path / "here").summary
     there = run.run(small(method, "engine.kind=pool", "engine.workers=2"), tmp_path / "there").summary
     assert there["state_sha256"] == here["state_sha256"]
