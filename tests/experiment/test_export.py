@@ -75,6 +75,7 @@ def test_onnx_is_checked_against_the_net(ran: Run, tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.timeout(300)
 def test_what_a_tier_of_any_method_deploys_has_an_onnx_form(small: MakeExperiment, tmp_path: Path) -> None:
     """Nets of the same modules, shapes and FLOPs, so of the same depth, are one graph: it is written once."""
     written: set[tuple[object, ...]] = set()
