@@ -1,4 +1,7 @@
-"""docs/performance.md, written from the results: tables, ratios, targets, and plots of growth with fitted exponents."""
+"""docs/performance.md, written from the results: tables, ratios, targets, and plots of growth with fitted exponents.
+
+What is said about them by hand stands in remarks.md, and comes last.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Written by `make bench` (see benchmarks/contest). Every contestant does the same
 the same shares of the same data, in processes of its own and in turn (A B A B). A round is what lies between the ends
 of two rounds: start-up and evaluation stand apart. Memory is the largest sum of resident memory over a contestant's
 processes, so that shared pages count in each. Nothing of this has been measured on a GPU: the code paths for CUDA (one
-resident net a worker and tier, bf16 autocast by `[train] bf16`) are **untested**.
+resident net a worker and tier, several workers on a GPU, bf16 autocast by `[train] bf16`) are **untested**.
 """
 
 
@@ -269,4 +272,5 @@ def written(results: Results, commit: str, note: str) -> str:
     lines += growth(results, Path(__file__).parent.parent.parent / "docs" / "figures")
     if failed:
         lines += ["## What failed", "", *failed, ""]
+    lines += [(Path(__file__).parent / "remarks.md").read_text(encoding="utf-8")]
     return "\n".join(lines).rstrip() + "\n"
