@@ -117,7 +117,7 @@ class Links:
             with socket.create_connection((host, port), timeout=PROBE_S) as raw:
                 return SOUND if found[1] != "tls" else self._handshake(raw, host)
         except ssl.SSLCertVerificationError as error:
-            return self._fault(error)
+            return certificate_fault(error, host="ID", ca=f"of an unknown CA; {self._verify()}")
         except ssl.SSLError as error:
             return f"it refuses our certificate ({error.reason}): another CA, or expired; {self._verify()}"
         except ConnectionRefusedError:
@@ -134,17 +134,19 @@ class Links:
             secure.recv(1)  # with TLS 1.3 a refusal of our certificate arrives after the handshake
         return SOUND
 
-    def _fault(self, error: ssl.SSLCertVerificationError) -> str:
-        if error.verify_code in EXPIRED:
-            return "its certificate has expired"
-        if error.verify_code in WRONG_NAME:
-            return f"its certificate is for another name ({error.verify_message}); make it with --host ID=NAME"
-        if error.verify_code in UNKNOWN_CA:
-            return f"its certificate is of an unknown CA; {self._verify()}"
-        return f"its certificate is refused: {error.verify_message}"
-
     def _verify(self) -> str:
         return f"same CA? openssl verify -CAfile {self.ca} {self.cert}"
+
+
+def certificate_fault(error: ssl.SSLCertVerificationError, *, host: str, ca: str) -> str:
+    """What is wrong with a certificate, and the remedy. ``host``: whose name it lacks; ``ca``: what its CA is."""
+    if error.verify_code in EXPIRED:
+        return "its certificate has expired; make new ones with potluck certificates"
+    if error.verify_code in WRONG_NAME:
+        return f"its certificate is for another name ({error.verify_message}); make it with --host {host}=NAME"
+    if error.verify_code in UNKNOWN_CA:
+        return f"its certificate is {ca}"
+    return f"its certificate is refused: {error.verify_message}"
 
 
 def _access(run: str, own: int, devices: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from potluck.core.errors import ConfigError, EngineError, MissingExtraError
-from potluck.engines.links import EXPIRED, UNKNOWN_CA, WRONG_NAME
+from potluck.engines.links import certificate_fault
 
 APPS = "potluck.experiment.apps"
 """The module in which Flower finds the two apps."""
@@ -86,22 +86,13 @@ def fault_of(address: Address) -> tuple[str, bool]:
     except OSError as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"{address}: {_told(cause, address)}", False
+            ca = f"of another CA than {address.ca}: take the ca.pem of the server"
+            return f"{address}: {certificate_fault(cause, host='server', ca=ca)}", False
         if isinstance(cause, ssl.SSLError):
             return f"{address}: no TLS there ({cause.reason}): is it the right port?", False
         if isinstance(cause, ConnectionRefusedError):
             return f"{address}: refused, nothing listens there", True
         return f"{address}: unreachable ({cause})", True
-
-
-def _told(error: ssl.SSLCertVerificationError, address: Address) -> str:
-    if error.verify_code in EXPIRED:
-        return "its certificate has expired; make new ones with potluck certificates"
-    if error.verify_code in WRONG_NAME:
-        return f"its certificate is for another name ({error.verify_message}); make it with --host server=NAME"
-    if error.verify_code in UNKNOWN_CA:
-        return f"its certificate is of another CA than {address.ca}: take the ca.pem of the server"
-    return f"its certificate is refused: {error.verify_message}"
 
 
 def _clock_fault(date: str) -> str:
