@@ -20,31 +20,31 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flower_fleet import TABLE, Fleet, fleet_in, send
+from flower_fleet import LONG, TABLE, Blows, Fleet, fleet_in, hurt_when_busy, send
 from flower_rogue import plant
 from potluck.engines.certificates import write_certificates
 from potluck.experiment import run, store
 from potluck.experiment.loaded import Run
 
 DEVICES, ROUNDS = 4, 26
-LONG = {"phone": 1, "laptop": 100}
-"""Epochs: a laptop trains for some seconds, so that two can be met at it."""
 
 
-def strike(fleet: Fleet, who: Sequence[int], how: Callable[[], None], mend: Callable[[], None], what: str) -> None:
+def strike(fleet: Fleet, blows: Blows, at_once: Callable[[], None], mend: Callable[[], None], what: str) -> None:
     """Strikes devices in the midst of their training, mends it when the round is over, and waits until all is well."""
-    fleet.wait(lambda: all(fleet.busy(device, fleet.rounds() + 1) for device in who))
-    start, round = time.monotonic(), fleet.rounds() + 1
-    how()
+    round = fleet.rounds() + 2
+    fleet.wait(lambda: fleet.rounds() == round - 1)
+    hurt_when_busy(fleet, blows, round)
+    start = time.monotonic()
+    at_once()
     fleet.wait(lambda: fleet.rounds() >= round)
     over = time.monotonic()
     mend()
-    fleet.wait(lambda: fleet.rounds() > round and all(well(fleet, device) for device in who))
+    fleet.wait(lambda: fleet.rounds() > round and all(well(fleet, device) for device in blows))
     print(
         f"- {what} in round {round}: the round was over {over - start:.0f} s later; back in round {fleet.rounds()}, "
         f"{time.monotonic() - start:.0f} s after",
@@ -90,20 +90,20 @@ def devices(folder: Path) -> None:
         fleet.wait(lambda: fleet.rounds() >= 1)
         stranger = fleet.join(0, keys="fresh", store="store-stranger")
 
-        def kill(*who: int) -> Callable[[], None]:
-            def killing() -> None:
-                for device in who:
-                    send(there[device], signal.SIGKILL)
+        def killed(*who: int) -> None:
+            def again() -> None:
                 for device in who:
                     there[device].wait()
                     there[device] = fleet.join(device)
 
-            return killing
+            blows = {device: (there[device], signal.SIGKILL) for device in who}
+            strike(fleet, blows, again, lambda: None, f"killed: {', '.join(map(str, who))}")
 
-        strike(fleet, [3], kill(3), lambda: None, "device 3 killed")
-        strike(fleet, [2, 3], kill(2, 3), lambda: None, "devices 2 and 3 killed")
-        stop, thaw = (lambda number=number: send(there[2], number) for number in (signal.SIGSTOP, signal.SIGCONT))
-        strike(fleet, [2], stop, thaw, "device 2 frozen")
+        killed(3)
+        killed(2, 3)
+        strike(
+            fleet, {2: (there[2], signal.SIGSTOP)}, lambda: None, lambda: send(there[2], signal.SIGCONT), "frozen: 2"
+        )
         end(fleet, server)
         print(f"- the stranger, exit code {fleet.told(stranger)[0]}: {fleet.said(stranger)[-230:]}")
         missing(fleet)

@@ -152,6 +152,26 @@ class Fleet:
         return left
 
 
+LONG = {"phone": 1, "laptop": 1000}
+"""Epochs: a laptop trains for more than the three seconds that pass between two looks of a device for work."""
+Blows = Mapping[int, tuple[subprocess.Popen[bytes], signal.Signals]]
+"""A device's process, and the signal that it gets."""
+
+
+def hurt_when_busy(fleet: Fleet, blows: Blows, round: int) -> None:
+    """Sends each device its signal as soon as it is at work on the round: they begin at different moments."""
+    left = dict(blows)
+
+    def somebody() -> int | None:
+        return next((device for device in left if fleet.busy(device, round)), None)
+
+    while left:
+        fleet.wait(lambda: somebody() is not None)
+        device = somebody()
+        if device is not None:
+            send(*left.pop(device))
+
+
 def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """A signal to a process and to all it started, each by its id."""
     for pid in [process.pid, *descendants(process.pid)] if process.poll() is None else ():

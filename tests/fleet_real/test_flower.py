@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.flower_fleet import TABLE, Fleet, fleet_in, send
+from benchmarks.flower_fleet import LONG, TABLE, Fleet, fleet_in, hurt_when_busy, send
 from benchmarks.flower_rogue import SAYS, plant
 
 from potluck.engines.certificates import write_certificates
@@ -23,8 +23,6 @@ from potluck.experiment.loaded import Run
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
 DEVICES = 4
 TWO = [{"name": "phone", "devices": 1}, {"name": "laptop", "devices": 1, "gflops": 50.0}]
-LONG = {"phone": 1, "laptop": 100}
-"""Epochs: a laptop trains for some seconds, so that it can be met at it."""
 MakeFleet = Callable[..., Fleet]
 
 
@@ -69,9 +67,7 @@ def test_the_dead_and_the_frozen_are_named_and_come_back(make_fleet: MakeFleet, 
     server = fleet.serve()
     fleet.wait(lambda: fleet.rounds() == 1)
     stranger = fleet.join(0, keys="fresh", store="store-stranger")
-    fleet.wait(lambda: fleet.busy(2, 2) and fleet.busy(3, 2))
-    send(devices[2], signal.SIGSTOP)
-    send(devices[3], signal.SIGKILL)
+    hurt_when_busy(fleet, {2: (devices[2], signal.SIGSTOP), 3: (devices[3], signal.SIGKILL)}, round=2)
     fleet.wait(lambda: fleet.rounds() == 2, within_s=TABLE["fleet"]["deadline_s"] / 2)
     send(devices[2], signal.SIGCONT)
     fleet.join(3)
