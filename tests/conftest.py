@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 def warm() -> ForkServerContext:
     """Starts processes from one that has imported torch: their start is most of their cost, and not what is tested."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["potluck.experiment.run", "potluck.methods", "torch._dynamo", "flwr_datasets"])
+    context.set_forkserver_preload(["potluck.experiment.run", "potluck.methods", "flwr_datasets"])
     return context
 
 

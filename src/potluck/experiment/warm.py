@@ -99,13 +99,6 @@ def _run(said: dict[str, object], outputs: list[int], answer: Callable[[], None]
         os._exit(code)  # what was imported before the fork is not ours to take down
 
 
-def rehearse() -> None:
-    """Counts a net's FLOPs: torch imports a third of itself when first asked. Not backwards: that may start threads."""
-    torch, flops = import_module("torch"), import_module("potluck.models.flops")
-    torch.set_num_threads(1)
-    flops.forward_flops(torch.nn.Linear(1, 1), (1,))
-
-
 def main() -> None:
     """Imports what a message needs, then answers until it is ended. Who calls meanwhile, waits."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads would not live on in a fork
@@ -117,7 +110,6 @@ def main() -> None:
         answer = found.load()
         import_module(APPS)
         import_module("potluck.engines.flower_looks").look_often_on_device()
-        rehearse()
         gc.freeze()  # forks share the pages of all this for good
         gc.enable()
         answer_all(door, answer)
