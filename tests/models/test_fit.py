@@ -202,7 +202,9 @@ def test_the_steps_are_those_of_torchs_own_class(momentum: float, decay: float) 
 def test_the_schedule_reaches_the_optimiser() -> None:
     settings = fit(schedule="step", milestones=(1,), gamma=0.25)
     for optimiser in ("sgd", "adam"):
-        made = fit(schedule="step", milestones=(1,), gamma=0.25, optimiser=optimiser).make_optimiser(net(), 2)
+        made = fit(schedule="step", milestones=(1,), gamma=0.25, optimiser=optimiser).make_optimiser(
+            net().parameters(), 2
+        )
         found = made.lr if isinstance(made, Sgd) else made.param_groups[0]["lr"]
         assert found == 0.025
     assert close(trained(settings, task(round=2)), by_hand(task(round=2), epochs=2, batch=8, lr=0.025, momentum=0.9))

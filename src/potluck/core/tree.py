@@ -138,8 +138,8 @@ def finite(value: Tensor) -> bool:
     """Whether every entry is finite. One read: a finite sum proves it, only else are the entries looked at."""
     if not value.is_floating_point():
         return True
-    total = value.sum(dtype=torch.float32 if value.element_size() < 4 else value.dtype)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(value).all())
+    total = value.sum() if value.element_size() >= 4 else value.sum(dtype=torch.float32)
+    return math.isfinite(total.item()) or bool(torch.isfinite(value).all())
 
 
 def view_bytes(value: Tensor) -> memoryview:
@@ -210,6 +210,9 @@ class WeightedMean:
 
     def _accumulate(self, held: Tensor, value: Tensor, weight: float) -> None:
         """``held += weight * value``, piece by piece: a sum of two dtypes at once takes three times as long."""
+        if value.numel() <= PIECE:
+            held.add_(self._converted[: value.numel()].view(value.shape).copy_(value), alpha=weight)
+            return
         for sums, part in zip(torch.split(held.view(-1), PIECE), torch.split(value.reshape(-1), PIECE), strict=True):
             converted = self._converted[: len(part)]
             sums.add_(converted.copy_(part), alpha=weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -113,7 +113,14 @@ def demand_one_sound(failed: list[str], cohort: list[int]) -> None:
 
 
 def row(
-    order: Order, direction: str, tensor_bytes: int, encoded_bytes: int, seconds: float, status: str, reason: str
+    order: Order,
+    direction: str,
+    tensor_bytes: int,
+    encoded_bytes: int,
+    seconds: float,
+    status: str,
+    reason: str,
+    engine_bytes: int | None = None,
 ) -> Row:
     """The ledger row of one frame of an order."""
     return Row(
@@ -127,6 +134,7 @@ def row(
         seconds=seconds,
         status=status,
         reason=reason,
+        engine_bytes=engine_bytes,
     )
 
 
@@ -138,10 +146,7 @@ def rows_of(delivery: Delivery, up_tensor_bytes: int, status: str, reason: str) 
         "up": (up_tensor_bytes, len(delivery.frame)),
     }
     down, up = (
-        replace(
-            row(order, direction, *size, delivery.seconds, status, reason),
-            engine_bytes=delivery.engine_bytes.get(direction),
-        )
+        row(order, direction, *size, delivery.seconds, status, reason, delivery.engine_bytes.get(direction))
         for direction, size in sizes.items()
     )
     return down, up

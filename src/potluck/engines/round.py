@@ -62,13 +62,14 @@ def _round(course: Course, engine: Engine, before: Snapshot) -> Played:
     played = Played(snapshot=before, cohort=[device.id for device in cohort])
     acks, own, codec = dict(before.acks), dict(before.own), dict(before.codec)
     written: dict[tuple[tuple[str, int], ...], tuple[Any, bytearray, int]] = {}
-
     failed: list[str] = []
 
     def orders() -> Iterator[Order]:
+        last: Any = None
         for device in cohort:
             down = method.cast(before.state, device, desk)
-            key = tuple((path, id(leaf)) for path, leaf in tree.leaves(down))
+            if down is not last:
+                last, key = down, tuple((path, id(leaf)) for path, leaf in tree.leaves(down))
             if key not in written:  # devices that are sent the same tensors share one frame
                 start = time.perf_counter()
                 written[key] = (down, *course.letters.write_down(down, number))

@@ -73,6 +73,8 @@ class Letters:
     seed: int
     limit: int = 2**31 - 1
     """The most bytes of a frame whose spec is not known to its receiver."""
+    newest: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The spec that was used last, and its limit: a method may give one object for all devices of a round."""
 
     def _facts(self, kind: str, round: int) -> dict[str, Any]:
         return {"method": self.method, "config": self.digest, "kind": kind, "round": round}
@@ -99,10 +101,16 @@ class Letters:
             extra["notes"] = {**facts.get("notes", {}), "codec memory over update": share}
         return self.up.pack(sent, {**facts, **extra, **self._facts("up", round), "device": device}), kept
 
+    def _limit(self, spec: Spec) -> int:
+        if self.newest.get("spec") is not spec:
+            self.newest.update(spec=spec, limit=self.up.limit(spec))
+        limit: int = self.newest["limit"]
+        return limit
+
     def read_up(self, frame: Buffer, round: int, device: int, spec: Spec) -> tuple[dict[str, Any], Header]:
         """(reply, header). Raises WireError naming the device."""
         facts = {**self._facts("up", round), "device": device}
         try:
-            return self.up.decode(frame, facts=facts, spec=spec, limit=self.up.limit(spec))
+            return self.up.decode(frame, facts=facts, spec=spec, limit=self._limit(spec))
         except WireError as error:
             raise WireError(error.reason, device=device, tensor=error.tensor) from None

@@ -85,7 +85,11 @@ class Averaging(ABC):
         return {"update": tree.subtract(weights, received), "samples": trained.samples}
 
     def expect(self, state: State, device: Device, desk: Desk) -> Spec:
-        return {self.send: spec_of(state["weights"]), "samples": Number(kind=int, low=1, high=MOST_SAMPLES)}
+        samples = Number(kind=int, low=1, high=MOST_SAMPLES)
+        found: Spec = desk.once(
+            f"spec of {self.send}", lambda: {self.send: spec_of(state["weights"]), "samples": samples}
+        )
+        return found
 
     def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
         w, mean = state["weights"], tree.WeightedMean()

@@ -7,9 +7,10 @@ same wherever it runs. The optimiser is made anew each round: no momentum surviv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from potluck.core.errors import TrainingError
 from potluck.core.types import Shard, Task
 from potluck.models.augment import crop_flip
 from potluck.models.flops import training_flops
+from potluck.models.replay import Replays, as_recorded
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -44,13 +46,15 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sgd:
-    """torch's SGD as the function it ends in, with one kernel for all tensors.
+    """torch's SGD as the kernel it ends in, one call for all tensors.
 
     The class of ``torch.optim`` costs four times as much as a step of a tiny net, and imports torch's compiler, which
     takes a device longer than a round's training.
     """
 
     weights: Sequence[nn.Parameter]
+    values: Sequence[Tensor]
+    """The weights' own memory, outside of autograd."""
     buffers: Sequence[Tensor]
     """The momentum of each; none without momentum."""
     lr: float
@@ -60,19 +64,19 @@ class Sgd:
     @classmethod
     def of(cls, weights: Sequence[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> Sgd:
         """With no momentum yet."""
-        buffers = [torch.zeros_like(weight) for weight in weights] if momentum else []
-        return cls(weights=weights, buffers=buffers, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        values = [weight.detach() for weight in weights]
+        buffers = [torch.zeros_like(value) for value in values] if momentum else []
+        return cls(weights=weights, values=values, buffers=buffers, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    @torch.no_grad()
     def step(self) -> None:
         """One step along the gradients; weights without one stay."""
-        gradients = {at: weight.grad for at, weight in enumerate(self.weights) if weight.grad is not None}
-        if not gradients:
+        found = [(at, weight.grad) for at, weight in enumerate(self.weights) if weight.grad is not None]
+        if not found:
             return
         sgd(
-            [self.weights[at] for at in gradients],
-            list(gradients.values()),
-            [self.buffers[at] if self.momentum else None for at in gradients],
+            [self.values[at] for at, _ in found],
+            [gradient for _, gradient in found],
+            [self.buffers[at] if self.momentum else None for at, _ in found],
             fused=True,
             foreach=False,
             lr=self.lr,
@@ -106,6 +110,7 @@ class Fit:
     device: str = "cpu"
     costs: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
     """FLOPs of training on one sample by (tier, purpose): measured once, since a tier's net does not change."""
+    replays: WeakKeyDictionary[nn.Module, Replays] = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
     def base(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The plain objective: the loss of the net's output."""
@@ -119,9 +124,9 @@ class Fit:
             return self.lr * self.gamma ** sum(round > milestone for milestone in self.milestones)
         return self.lr
 
-    def make_optimiser(self, net: nn.Module, round: int) -> Sgd | torch.optim.Adam:
-        """A fresh optimiser over the net's trainable parameters, at the round's learning rate."""
-        trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    def make_optimiser(self, weights: Iterable[nn.Parameter], round: int) -> Sgd | torch.optim.Adam:
+        """A fresh optimiser over the trainable ones of the weights, at the round's learning rate."""
+        trainable = [weight for weight in weights if weight.requires_grad]
         if self.optimiser == "adam":
             return torch.optim.Adam(trainable, lr=self.lr_at(round), weight_decay=self.weight_decay)
         return Sgd.of(trainable, lr=self.lr_at(round), momentum=self.momentum, weight_decay=self.weight_decay)
@@ -145,16 +150,20 @@ class Fit:
         shard = task.data if data is None else data
         passes = self.epochs[task.device.tier] if epochs is None else epochs
         minimised = self.base if objective is None else objective
-        optimiser, weights = self.make_optimiser(net, task.round), list(net.parameters())
+        weights = list(net.parameters())
+        optimiser = self.make_optimiser(weights, task.round)
         net.train()
+        replayed = self.replays_of(net) if objective is None else None
         losses: list[Tensor] = []
-        with self.seeded(task, purpose):
+        with self.seeded(task, purpose), as_recorded():
             for x, y, last in self.batches(shard, task.rng(purpose), passes):
-                for weight in weights:
-                    weight.grad = None
-                with self.autocast():
-                    loss = minimised(net, x, y)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = replayed(net, x, y) if replayed is not None else None
+                if loss is None:
+                    for weight in weights:
+                        weight.grad = None
+                    with self.autocast():
+                        loss = minimised(net, x, y)
+                    loss.backward()  # type: ignore[no-untyped-call]
                 if adjust is not None:
                     adjust(net)
                 self.clip(net)
@@ -162,10 +171,19 @@ class Fit:
                 if last:
                     losses.append(loss.detach())
         steps = passes * math.ceil(len(shard) / self.batch_size)
-        mean = float(torch.stack(losses).double().mean()) if losses else 0.0
+        mean = math.fsum(torch.stack(losses).tolist()) / len(losses) if losses else 0.0
         self.demand_finite(mean, task)
         self.count(net, task, purpose, shard, passes * len(shard))
         return Trained(samples=len(shard), steps=steps, loss=mean)
+
+    def replays_of(self, net: nn.Module) -> Replays | None:
+        """The recorded steps of the net, where it may have some: with our own loss, on the CPU, in float32."""
+        if self.loss is not cross_entropy or self.bf16 or self.device != "cpu":
+            return None
+        held = self.replays.get(net)
+        if held is None or not held.suit(net):
+            held = self.replays[net] = Replays(net, self.loss)
+        return held if held.any else None
 
     def batches(self, shard: Shard, rng: torch.Generator, epochs: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """(x, y, whether this is the last epoch) over ``epochs`` shuffled passes; the last batch may be smaller."""
@@ -174,13 +192,12 @@ class Fit:
         x_all, y_all = shard.x.to(self.device), shard.y.to(self.device)
         for epoch in range(epochs):
             order = torch.randperm(len(shard), generator=rng).to(self.device)
-            for rows in torch.split(order, self.batch_size):
-                x = x_all[rows]
-                if self.augment == "crop-flip":
-                    x = crop_flip(x, rng)
+            batches = zip(*(torch.split(held[order], self.batch_size) for held in (x_all, y_all)), strict=True)
+            for picked, y in batches:
+                x = crop_flip(picked, rng) if self.augment == "crop-flip" else picked
                 if self.channels_last and x.dim() == 4:
                     x = x.contiguous(memory_format=torch.channels_last)
-                yield x, y_all[rows], epoch == epochs - 1
+                yield x, y, epoch == epochs - 1
 
     def autocast(self) -> AbstractContextManager[None]:
         """bfloat16 autocast where asked for."""

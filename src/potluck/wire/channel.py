@@ -100,12 +100,15 @@ class Channel:
             data = self._expand(data, header, limit)
             header = frame.read_header(data, most_bytes=limit)
             check.demand_facts(header.facts, {**facts, "codec": self.names})
+        expected: dict[str, Any] = {}
         if spec is not None:
-            check.demand_spec({**header.scalars, **header.entries}, self.respec(spec))
+            expected = check.demand_spec({**header.scalars, **header.entries}, self.respec(spec))
         tree = frame.tensors_of(data, header)
-        for codec in reversed(self.lossy):
-            tree = _undo(tree, codec)
-        expected = {} if spec is None else check.demand_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
+        if self.lossy:
+            for codec in reversed(self.lossy):
+                tree = _undo(tree, codec)
+            if spec is not None:
+                expected = check.demand_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
         check.demand_finite(tree, expected)
         check.demand_values(tree, expected)
         return tree, header

@@ -1,0 +1,131 @@
+"""Recorded steps: the bits of the plain ones, for the nets that may have them and for no others."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.models.test_fit import CLASSES, fit, shard, task
+from torch import Tensor, nn
+
+from potluck.models import replay
+from potluck.models.nets import weights_of
+from potluck.models.replay import PLAIN_FIRST, Replays, replayable
+
+IMAGE = (2, 6, 6)
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 7), nn.ReLU(), nn.Linear(7, CLASSES))
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.Dropout(0.5), nn.Tanh(), nn.Linear(9, CLASSES))
+
+
+def tied() -> nn.Module:
+    """One layer at two places: its gradient is a sum."""
+    layer = nn.Linear(8, 8)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 8), layer, nn.GELU(), layer, nn.Linear(8, CLASSES))
+
+
+NETS = [perceptron, dropping, tied]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of the batches that were recorded."""
+    seen: list[torch.Size] = []
+    plain = replay.record
+
+    def noted(net: nn.Module, loss: replay.Loss, weights: list[nn.Parameter], x: Tensor, y: Tensor) -> object:
+        seen.append(x.shape)
+        return plain(net, loss, weights, x, y)
+
+    monkeypatch.setattr(replay, "record", noted)
+    return seen
+
+
+def after(make: Callable[[], nn.Module], rounds: int = 3, **settings: object) -> dict[str, Tensor]:
+    """The weights after three rounds of seven batches of two shapes each."""
+    torch.manual_seed(0)
+    net = make()
+    trainer = fit(epochs={"phone": 3}, batch_size=5, **settings)
+    for round in range(1, rounds + 1):
+        trainer.train(net, task(shard(13, IMAGE), round=round))
+    return weights_of(net)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.0, "weight_decay": 0.1},
+        {"clip_norm": 0.01},
+        {"optimiser": "adam", "lr": 0.01},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", NETS)
+def test_the_bits_are_those_of_the_plain_steps(
+    make: Callable[[], nn.Module],
+    settings: dict[str, object],
+    recorded: list[torch.Size],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = after(make, **settings)
+    assert sorted(recorded) == [torch.Size([3, *IMAGE]), torch.Size([5, *IMAGE])]
+    monkeypatch.setattr(replay, "MOST_WEIGHTS", 0)
+    plain = after(make, **settings)
+    assert len(recorded) == 2, "nothing is recorded of a large net"
+    assert found.keys() == plain.keys()
+    for name, value in found.items():
+        assert torch.equal(value, plain[name]), name
+
+
+def test_a_few_batches_are_not_worth_a_recording(recorded: list[torch.Size]) -> None:
+    fit(epochs={"phone": PLAIN_FIRST}, batch_size=20).train(perceptron(), task(shard(13, IMAGE)))
+    assert not recorded
+
+
+def test_other_modules_and_hooks_are_done_as_usual() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if float(x.sum()) > 0 else x
+
+    hooked = perceptron()
+    hooked[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    assert replayable(perceptron())
+    assert not replayable(nn.Sequential(perceptron(), Own()))
+    assert not replayable(nn.Sequential(nn.Conv2d(2, 2, 3), perceptron()))
+    assert not replayable(hooked)
+
+
+def test_weights_that_moved_or_froze_are_recorded_anew(recorded: list[torch.Size]) -> None:
+    net, trainer = perceptron(), fit(epochs={"phone": 8}, batch_size=13)
+    given = task(shard(13, IMAGE))
+    trainer.train(net, given)
+    trainer.train(net, given)
+    assert len(recorded) == 1
+    net[1].weight.data = net[1].weight.data.clone()
+    trainer.train(net, given)
+    assert len(recorded) == 2
+    net[1].weight.requires_grad_(False)
+    frozen = net[1].weight.clone()
+    trainer.train(net, given)
+    assert len(recorded) == 3
+    assert torch.equal(net[1].weight, frozen)
+
+
+def test_recordings_do_not_keep_a_net_alive() -> None:
+    net, trainer = perceptron(), fit(epochs={"phone": 8}, batch_size=13)
+    trainer.train(net, task(shard(13, IMAGE)))
+    assert isinstance(trainer.replays[net], Replays)
+    there = weakref.ref(net)
+    del net
+    gc.collect()
+    assert there() is None
+    assert not len(trainer.replays)
