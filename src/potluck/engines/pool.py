@@ -183,9 +183,13 @@ def _ended(worker: Worker) -> EngineError:
     if worker.asked:
         first, *others = [order.device.id for order in worker.asked[0].orders]
         busy = f" while device {first}" + (f" or another up to {others[-1]}" if others else "") + " was training"
-    return EngineError(
-        f"a worker ended with exit code {worker.process.exitcode}{busy}; if memory ran out, lower engine.workers"
+    unborn = worker.process.exitcode == 1 and worker.seconds == math.inf
+    hint = (
+        'a script needs if __name__ == "__main__": round its calls'
+        if unborn
+        else "if memory ran out, lower engine.workers"
     )
+    return EngineError(f"a worker ended with exit code {worker.process.exitcode}{busy}; {hint}")
 
 
 def _error(kind: str, text: str) -> PotluckError:
