@@ -11,8 +11,9 @@ The K evaluations split into a solver part (no graph) and a recorded tail of pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
 from typing import Literal
@@ -99,7 +100,8 @@ def solve(
     demand_one_of("stop", stop, ("per_sample", "never"))
     length, damping = tail_of(gradient, solver, steps)
     with torch.no_grad():
-        part = iterate(f, z0, solver=solver, steps=steps - length, tol=tol if stop == "per_sample" else None)
+        stop_tol = tol if stop == "per_sample" else None
+        part = iterate(f, z0, solver=solver, steps=steps - length, tol=stop_tol, last_residual=False)
     recording = torch.is_grad_enabled()
     start = z0 if isinstance(gradient, Unroll) else part.z.detach()
     adjoint = gradient if isinstance(gradient, IFT) and recording else None
@@ -128,7 +130,15 @@ def _results(part: Samples, tail: Samples, tol: float | None) -> Tensor:
 
 def _solve_adjoint(ift: IFT, transposed: Map, v: Tensor) -> Tensor:
     """u with u = v + Jᵀu, by the solver of ``ift``; its tolerance is relative to ‖v‖, sample by sample."""
-    return iterate(lambda u: v + transposed(u), v, solver=ift.solver, steps=ift.steps, tol=ift.tol, scale_B=_norm(v)).z
+    return iterate(
+        lambda u: v + transposed(u),
+        v,
+        solver=ift.solver,
+        steps=ift.steps,
+        tol=ift.tol,
+        scale_B=_norm(v),
+        last_residual=False,
+    ).z
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -173,29 +183,36 @@ def iterate(
     tol: float | None = None,
     scale_B: Tensor | None = None,
     record: bool = False,
+    last_residual: bool = True,
 ) -> Iteration:
     """The loop. ``steps`` evaluations (0 or more) with the solver's steps; fewer only if ``tol`` stops every sample.
 
-    ``scale_B`` replaces ‖f(z)‖ in the residual. ``record`` keeps the iterates between ``z0`` and the last.
+    ``scale_B`` replaces ‖f(z)‖ in the residual. ``record`` keeps the iterates between ``z0`` and the last. Without
+    ``last_residual`` the residual is measured only where a tolerance or the solver asks for it, else infinite.
     """
-    z, state, states, done = z0, solver.init(z0), [], 0
-    samples = _fresh(z0)
+    z, state, states, done, plain_steps = z0, solver.init(z0), [], 0, 0
+    samples, traced = _fresh(z0), torch.compiler.is_compiling()  # a traced net has no values to branch on
+    plain = tol is None and isinstance(solver, FixedPoint) and not traced
     while done < steps and (tol is None or bool(samples.active().any())):
         f_z = f(z).to(z0.dtype)  # under autocast f may return fewer bits than the iterate has
         assert f_z.shape == z.shape, f"f: expected a result of shape {tuple(z.shape)}, got {tuple(f_z.shape)}"
         done += 1
-        last, plain = done == steps, isinstance(solver, FixedPoint)
-        unread = tol is None and plain and not last  # two passes over the iterate that nobody would look at
-        sound_B, residual_B = _measure(z, f_z, scale_B, samples.residual_B if unread else None)
-        moving_B = samples.active() & sound_B
-        stepped, state = solver.step(state, z, f_z, residual_B)
-        # A sample that meets the tolerance here still takes the step it has paid for.
-        # A traced net has no values to branch on; where() gives the same z.
-        all_move = not torch.compiler.is_compiling() and bool(moving_B.all())
-        z = stepped if all_move else torch.where(_like(moving_B, z), stepped, z)
-        samples = samples.after(residual_B, sound_B, tol)
+        norm_B = _norm(f_z)
+        plain = plain and (done < steps or not last_residual) and math.isfinite(norm_B.sum())
+        if plain:  # every sample moves, and nobody would look at its residual
+            plain_steps = done
+            z, state = solver.step(state, z, f_z, samples.residual_B)
+        else:
+            sound_B = torch.isfinite(norm_B)
+            residual_B = _residual(z, f_z, norm_B, scale_B).masked_fill(~sound_B, torch.inf)
+            moving_B = samples.active() & sound_B
+            stepped, state = solver.step(state, z, f_z, residual_B)
+            # A sample that meets the tolerance here still takes the step it has paid for. where() gives the same z.
+            z = stepped if not traced and bool(moving_B.all()) else torch.where(_like(moving_B, z), stepped, z)
+            samples = samples.after(residual_B, sound_B, tol)
         if record and done < steps:
             states.append(z)
+    samples = replace(samples, steps_B=samples.steps_B + plain_steps)
     return Iteration(z=z, states=tuple(states), evaluations=done, samples=samples)
 
 
@@ -209,23 +226,16 @@ def _fresh(z0: Tensor) -> Samples:
     )
 
 
-@torch.no_grad()
-def _measure(z: Tensor, f_z: Tensor, scale_B: Tensor | None, known_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where f is finite, and the residual at z (infinite where it is not); or ``known_B`` instead, where given."""
-    norm_B = _norm(f_z)
-    sound_B = torch.isfinite(norm_B)
-    if known_B is not None:
-        return sound_B, known_B
+def _residual(z: Tensor, f_z: Tensor, norm_B: Tensor, scale_B: Tensor | None) -> Tensor:
     # A scale that is given has no floor: gradients may be of any size.
     unit_B = norm_B + TINY if scale_B is None else scale_B.clamp(min=torch.finfo(scale_B.dtype).tiny)
-    residual_B = _norm(f_z - z) / unit_B
-    return sound_B, residual_B.masked_fill(~sound_B, torch.inf)
+    return _norm(f_z.detach() - z.detach()) / unit_B
 
 
 def _norm(z: Tensor) -> Tensor:
-    """The 2-norm over everything but the batch axis, in float32 at least."""
+    """The 2-norm over everything but the batch axis, in float32 at least; a constant to autograd."""
     dtype = torch.promote_types(z.dtype, torch.float32)
-    norm_B: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1, dtype=dtype)
+    norm_B: Tensor = torch.linalg.vector_norm(z.detach().flatten(1), dim=1, dtype=dtype)
     return norm_B
 
 
