@@ -54,6 +54,8 @@ def share_out(
     public_rows, server_rows = _set_aside(arranged, spec, seed, public, server_samples)
     rest = without(len(arranged.x_train), torch.cat([public_rows, server_rows]))
     parts = partition(arranged, spec, devices, seed, rest)
+    # Views of one tensor: thousands of small ones, each on its own, leave a heap in which every allocation is slower.
+    indices = torch.split(torch.cat(parts), [len(part) for part in parts])
     mean, deviation = moments(arranged.x_train) if normalise else _neutral(arranged.x_train)
     train = Shard(
         images=arranged.x_train,
@@ -66,7 +68,7 @@ def share_out(
     )
     test = _test(arranged, train)
     return Shares(
-        train=tuple(replace(train, index=part) for part in parts),
+        train=tuple(replace(train, index=index) for index in indices),
         public=replace(train, index=public_rows) if len(public_rows) else None,
         held=replace(train, index=server_rows) if len(server_rows) else None,
         test=test,

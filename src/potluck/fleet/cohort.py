@@ -24,8 +24,9 @@ class Fleet:
 
     def present(self, round: int) -> list[Device]:
         """The devices that are there in this round: one draw a device, whatever the others do."""
-        draw = torch.rand(len(self.devices), generator=seeds.generator(self.seed, round, seeds.SERVER, "availability"))
-        return [device for device in self.devices if float(draw[device.id]) < self.availability[device.tier]]
+        rng = seeds.generator(self.seed, round, seeds.SERVER, "availability")
+        draw = torch.rand(len(self.devices), generator=rng).tolist()
+        return [device for device in self.devices if draw[device.id] < self.availability[device.tier]]
 
     def cohort(self, round: int) -> list[Device]:
         """The devices of this round by id: ``participation`` times all devices (at least one), of those present."""
