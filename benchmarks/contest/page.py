@@ -122,8 +122,13 @@ def parts_targets(results: Results) -> list[tuple[str, str, str]]:
     return [
         verdict("B2 encode + decode of 20 MB over a copy, at most 3", frames, lambda v: v <= 3),
         verdict(
-            "B5 phantom over torchdeq's fastest, at most 1",
+            "B5 phantom over torchdeq's fastest that watches its steps, at most 1",
             ms["phantom"] / min(theirs) if theirs else None,
+            lambda v: v <= 1,
+        ),
+        verdict(
+            "B5 phantom over torchdeq's loop that does not (ours stops what is not finite), at most 1",
+            ms["phantom"] / ms["torchdeq, unwatched"] if theirs else None,
             lambda v: v <= 1,
         ),
         verdict("B5 merge over add_, at most 8", ms["merge of 20 MB"] / ms["add_ of 20 MB"], lambda v: v <= 8),

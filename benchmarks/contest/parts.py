@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,15 +23,16 @@ from potluck.models.deq import make_deq
 from potluck.solvers import FixedPoint, Phantom, odeint, solve
 from potluck.wire import frame
 
-TURNS, STEPS, TAIL = 15, 8, 5
+TURNS, STEPS, TAIL = 41, 8, 5
 FLOATS = 5_000_000
 
 
 def turns(cases: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median milliseconds of CPU time of each case; the cases take turns, the first round warms up."""
+    """Median milliseconds of CPU time of each case; they take turns in random order, the first round warms up."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
+    drawn = random.Random(0)
     for turn in range(TURNS + 1):
-        for name, case in cases.items():
+        for name, case in drawn.sample(sorted(cases.items()), len(cases)):
             start = time.process_time()
             case()
             if turn:
@@ -73,10 +75,18 @@ def equilibria() -> dict[str, float]:
         found = solve(cell, torch.zeros_like(x), solver=FixedPoint(), gradient=Phantom(steps=TAIL), steps=STEPS)
         found.value.square().mean().backward()
 
-    # torchdeq's grad = n: n evaluations with gradients after f_max_iter without.
+    # torchdeq's grad = n: n evaluations with gradients after f_max_iter without. Its simple loop keeps no statistics.
+    solvers = {"sliced": "fixed_point_iter", "indexing": "fixed_point_iter", "unwatched": "simple_fixed_point_iter"}
     theirs = {
-        core: get_deq(core=core, f_solver="fixed_point_iter", f_max_iter=STEPS - TAIL, f_tol=0.0, grad=TAIL, tau=1.0)
-        for core in ("sliced", "indexing")
+        name: get_deq(
+            core="indexing" if name == "unwatched" else name,
+            f_solver=solver,
+            f_max_iter=STEPS - TAIL,
+            f_tol=0.0,
+            grad=TAIL,
+            tau=1.0,
+        )
+        for name, solver in solvers.items()
     }
 
     def other(deq: Any) -> None:

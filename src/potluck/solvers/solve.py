@@ -235,7 +235,8 @@ def _residual(z: Tensor, f_z: Tensor, norm_B: Tensor, scale_B: Tensor | None) ->
 def _norm(z: Tensor) -> Tensor:
     """The 2-norm over everything but the batch axis, in float32 at least; a constant to autograd."""
     dtype = torch.promote_types(z.dtype, torch.float32)
-    norm_B: Tensor = torch.linalg.vector_norm(z.detach().flatten(1), dim=1, dtype=dtype)
+    others = tuple(range(1, z.dim()))  # not flattened, which would copy what lies channels last
+    norm_B: Tensor = torch.linalg.vector_norm(z.detach(), dim=others, dtype=dtype)
     return norm_B
 
 
