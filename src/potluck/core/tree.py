@@ -177,8 +177,11 @@ class WeightedMean:
 
     def __init__(self) -> None:
         self._total = 0.0
+        self._flat = torch.empty(0, dtype=torch.float64)
+        """The sums of all floating tensors, one after the other."""
         self._sums: dict[Path, Tensor] = {}
-        self._dtypes: dict[Path, torch.dtype] = {}
+        self._largest: dict[Path, Tensor] = {}
+        self._kinds: dict[Path, tuple[torch.Size, torch.dtype]] = {}
         self._converted = torch.empty(PIECE, dtype=torch.float64)
 
     def add(self, tree: Tree, weight: float) -> None:
@@ -186,36 +189,48 @@ class WeightedMean:
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"weight {weight}: expected a positive, finite number")
         found = tensors(tree)
-        if not self:
-            self._dtypes = {path: value.dtype for path, value in found.items()}
-            self._sums = {path: _start(value, weight) for path, value in found.items()}
-        else:
+        if self:
             self._fold(found, weight)
+        else:
+            self._begin(found, weight)
         self._total += weight
 
+    def _begin(self, found: Mapping[Path, Tensor], weight: float) -> None:
+        self._kinds = {path: (value.shape, value.dtype) for path, value in found.items()}
+        floats = {path: value.reshape(-1) for path, value in found.items() if value.is_floating_point()}
+        sizes = [value.numel() for value in floats.values()]
+        self._flat = torch.empty(sum(sizes), dtype=torch.float64)
+        self._sums = dict(zip(floats, torch.split(self._flat, sizes), strict=True))
+        self._largest = {path: value.clone() for path, value in found.items() if path not in floats}
+        for path, value in floats.items():
+            self._sums[path].copy_(value).mul_(weight)
+
     def _fold(self, found: Mapping[Path, Tensor], weight: float) -> None:
-        if found.keys() != self._sums.keys():
-            odd = sorted(found.keys() ^ self._sums.keys())
+        self._demand_kinds(found)
+        floats = [found[path].reshape(-1) for path in self._sums]
+        if floats and self._flat.numel() <= PIECE:
+            self._accumulate(self._flat, torch.cat(floats), weight)
+        else:
+            for held, value in zip(self._sums.values(), floats, strict=True):
+                self._accumulate(held, value, weight)
+        for path, largest in self._largest.items():
+            torch.maximum(largest, found[path], out=largest)
+
+    def _demand_kinds(self, found: Mapping[Path, Tensor]) -> None:
+        if found.keys() != self._kinds.keys():
+            odd = sorted(found.keys() ^ self._kinds.keys())
             raise ValueError(f"trees differ in their names: {', '.join(odd[:4])}")
         for path, value in found.items():
-            held = self._sums[path]
-            if held.shape != value.shape:
-                raise ValueError(f"{path}: shapes {tuple(held.shape)} and {tuple(value.shape)} differ")
-            if self._dtypes[path] != value.dtype:
-                raise ValueError(f"{path}: {self._dtypes[path]} and {value.dtype} differ")
-            if value.is_floating_point():
-                self._accumulate(held, value, weight)
-            else:
-                torch.maximum(held, value, out=held)
+            shape, dtype = self._kinds[path]
+            if shape != value.shape:
+                raise ValueError(f"{path}: shapes {tuple(shape)} and {tuple(value.shape)} differ")
+            if dtype != value.dtype:
+                raise ValueError(f"{path}: {dtype} and {value.dtype} differ")
 
-    def _accumulate(self, held: Tensor, value: Tensor, weight: float) -> None:
-        """``held += weight * value``, piece by piece: a sum of two dtypes at once takes three times as long."""
-        if value.numel() <= PIECE:
-            held.add_(self._converted[: value.numel()].view(value.shape).copy_(value), alpha=weight)
-            return
-        for sums, part in zip(torch.split(held.view(-1), PIECE), torch.split(value.reshape(-1), PIECE), strict=True):
-            converted = self._converted[: len(part)]
-            sums.add_(converted.copy_(part), alpha=weight)
+    def _accumulate(self, sums: Tensor, value: Tensor, weight: float) -> None:
+        """``sums += weight * value``, piece by piece: a sum of two dtypes at once takes three times as long."""
+        for held, part in zip(torch.split(sums, PIECE), torch.split(value, PIECE), strict=True):
+            held.add_(self._converted[: len(part)].copy_(part), alpha=weight)
 
     def __bool__(self) -> bool:
         return self._total > 0
@@ -224,17 +239,8 @@ class WeightedMean:
         """The mean, in the dtypes of the first tree. Raises ValueError if nothing was added."""
         if not self:
             raise ValueError("the mean of nothing: add a tree first")
-        return assemble(
-            {
-                path: (held / self._total).to(self._dtypes[path]) if held.is_floating_point() else held
-                for path, held in self._sums.items()
-            }
-        )
-
-
-def _start(value: Tensor, weight: float) -> Tensor:
-    return (
-        value.to(torch.float64, memory_format=torch.contiguous_format) * weight
-        if value.is_floating_point()
-        else value.clone()
-    )
+        made = dict(self._largest)
+        for path, held in self._sums.items():
+            shape, dtype = self._kinds[path]
+            made[path] = (held / self._total).to(dtype).view(shape)
+        return assemble({path: made[path] for path in self._kinds})

@@ -74,7 +74,7 @@ class Header:
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinity are refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return CANONICAL.encode(value)
 
 
 def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
@@ -105,7 +105,7 @@ def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
         head[path] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [at, at + size]}
         parts.append(trees.view_bytes(value))
         at += size
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = COMPACT.encode(head).encode()
     text += b" " * (-len(text) % 8)
     return bytearray(b"").join([len(text).to_bytes(8, "little"), text, *parts])
 
@@ -122,11 +122,11 @@ def read_header(frame: Buffer, *, most_bytes: int | None = None) -> Header:
         raise WireError(f"header of {size:,} bytes in a frame of {len(data):,}: truncated or oversized")
     if size % 8:
         raise WireError(f"header of {size:,} bytes: expected a multiple of 8, which keeps the tensors aligned")
-    head = _json(bytes(data[8 : 8 + size]), "header")
+    head = HEADER.read(bytes(data[8 : 8 + size]))
     meta = head.pop("__metadata__", None)
     if not isinstance(meta, dict) or not isinstance(meta.get("potluck"), str):
         raise WireError('metadata without the key "potluck": not a frame of ours')
-    facts = _json(meta["potluck"], "metadata")
+    facts = METADATA.read(meta["potluck"])
     version = facts.pop("format", None)
     if type(version) is not int or version != FORMAT:
         raise WireError(f"another format version than {FORMAT}: upgrade Potluck on one of the two sides")
@@ -175,40 +175,52 @@ def _tensor(own: Buffer, payload_at: int, entry: Entry) -> Tensor:
     return torch.frombuffer(own, dtype=entry.dtype, count=count, offset=payload_at + entry.start).view(entry.shape)
 
 
-def _json(text: bytes | str, what: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _Strict(json.JSONDecoder):
+    """JSON without keys that stand twice, numbers that are not finite, or whole numbers of more than 64 bits."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            object_pairs_hook=self._unique,
+            parse_constant=self._no_constant,
+            parse_float=self._finite,
+            parse_int=self._whole,
+        )
+        self.what = what
+
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            raise WireError(f"{what} names a key twice")
+            raise WireError(f"{self.what} names a key twice")
         return made
 
-    def no_constant(name: str) -> float:
-        raise WireError(f"{what} holds {name}: expected finite numbers")
+    def _no_constant(self, name: str) -> float:
+        raise WireError(f"{self.what} holds {name}: expected finite numbers")
 
-    def finite(digits: str) -> float:
+    def _finite(self, digits: str) -> float:
         number = float(digits)
-        return number if math.isfinite(number) else no_constant(digits[:20])
+        return number if math.isfinite(number) else self._no_constant(digits[:20])
 
-    def whole(digits: str) -> int:
+    def _whole(self, digits: str) -> int:
         if len(digits) > 20 or not LOWEST_INTEGER <= int(digits) <= HIGHEST_INTEGER:
-            raise WireError(f"{what} holds the number {digits[:20]}...: expected at most 64 bits")
+            raise WireError(f"{self.what} holds the number {digits[:20]}...: expected at most 64 bits")
         return int(digits)
 
-    try:
-        value = json.loads(
-            text if isinstance(text, str) else text.decode(),
-            object_pairs_hook=unique,
-            parse_constant=no_constant,
-            parse_float=finite,
-            parse_int=whole,
-        )
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, WireError):
-            raise
-        raise WireError(f"{what} is not JSON") from None
-    if not isinstance(value, dict):
-        raise WireError(f"{what} is not a JSON object")
-    return value
+    def read(self, text: bytes | str) -> dict[str, Any]:
+        """The object that the text is. Raises WireError."""
+        try:
+            value = self.decode(text if isinstance(text, str) else text.decode())
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, WireError):
+                raise
+            raise WireError(f"{self.what} is not JSON") from None
+        if not isinstance(value, dict):
+            raise WireError(f"{self.what} is not a JSON object")
+        return value
+
+
+HEADER, METADATA = _Strict("header"), _Strict("metadata")
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 def _demand_path(path: str) -> None:
