@@ -120,6 +120,12 @@ def test_weights_that_moved_or_froze_are_recorded_anew(recorded: list[torch.Size
     assert torch.equal(net[1].weight, frozen)
 
 
+def test_without_torchscript_nothing_is_recorded(recorded: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "SCRIPT", None)
+    after(perceptron)
+    assert not recorded
+
+
 def test_recordings_do_not_keep_a_net_alive() -> None:
     net, trainer = perceptron(), fit(epochs={"phone": 8}, batch_size=13)
     trainer.train(net, task(shard(13, IMAGE)))

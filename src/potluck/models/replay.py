@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,11 +30,14 @@ MODULES = (
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh),
 )
 """Those that a net may consist of."""
+SCRIPT: Any = getattr(torch, "jit", None)
+"""TorchScript, which is to leave torch one day: then nothing is recorded."""
 
 
 def as_recorded() -> AbstractContextManager[None]:
     """For the block, TorchScript runs operations as they were recorded, without optimising them."""
-    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    optimised = getattr(SCRIPT, "optimized_execution", None)
+    return nullcontext() if optimised is None else optimised(False)  # type: ignore[no-any-return]
 
 
 class Replays:
@@ -70,6 +73,8 @@ class Replays:
 
 def replayable(net: nn.Module) -> bool:
     """Whether the net is small, and of dense layers of torch's own without hooks."""
+    if not hasattr(SCRIPT, "trace"):
+        return False
     return sum(weight.numel() for weight in net.parameters()) <= MOST_WEIGHTS and all(
         type(module) in MODULES and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
         for module in net.modules()
@@ -136,9 +141,9 @@ def _replay(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[T
         return tuple(map(now, outputs))
 
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is to go one day; then there are no recordings
+        warnings.simplefilter("ignore", DeprecationWarning)
         copies = [value.clone() for value in (*inputs, *held.values())]  # tracing runs the calls, statistics and all
-        traced = torch.jit.trace(again, copies, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = SCRIPT.trace(again, copies, check_trace=False)
     weights = list(held.values())
     kept.clear()  # what they made need not be kept
     return lambda x, y: traced(x, y, *weights)
