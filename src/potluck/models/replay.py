@@ -37,7 +37,7 @@ SCRIPT: Any = getattr(torch, "jit", None)
 def as_recorded() -> AbstractContextManager[None]:
     """For the block, TorchScript runs operations as they were recorded, without optimising them."""
     optimised = getattr(SCRIPT, "optimized_execution", None)
-    return nullcontext() if optimised is None else optimised(False)  # type: ignore[no-any-return]
+    return nullcontext() if optimised is None else optimised(False)
 
 
 class Replays:
