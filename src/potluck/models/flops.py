@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from potluck.core import meter
+from potluck.models.watch import Watch
 
 SAMPLES = 2
 """Two, because a norm without running statistics refuses one sample of one pixel; the count is per sample."""
@@ -33,7 +33,7 @@ def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     return _counted(net, shape, train=True)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+class _Counter(Watch):  # type: ignore[no-untyped-call, unused-ignore]
     """Adds up what torch's own formulas say of each operation.
 
     torch's ``FlopCounterMode`` does the same, by module, which an implicit gradient's inner one does not stand; and it
@@ -42,18 +42,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
 
     flops = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing of this is compiled, so nobody need be told to leave it out
-
-    def __torch_dispatch__(
-        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = operation(*args, **(kwargs or {}))
+    def see(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         formula = flop_registry.get(operation.overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        return out
+            self.flops += formula(*args, **kwargs, out_val=out)
 
 
 def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:

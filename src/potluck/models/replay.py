@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from potluck.models.watch import Watch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], Sequence[Tensor]]
@@ -96,23 +97,15 @@ def record(
     return [found.detach(), *gradients], _replay(recorder.calls, [x, y], [found, *gradients])
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+class _Recorder(Watch):  # type: ignore[no-untyped-call, unused-ignore]
     """Notes all that torch does."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        super().__init__()
         self.calls: list[Call] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing of this is compiled, so nobody need be told to leave it out
-
-    def __torch_dispatch__(
-        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = operation(*args, **(kwargs or {}))
-        self.calls.append((operation, args, kwargs or {}, out))
-        return out
+    def see(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self.calls.append((operation, args, kwargs, out))
 
 
 def _replay(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Step:
