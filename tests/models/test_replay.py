@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from potluck.models import replay
 from potluck.models.nets import weights_of
-from potluck.models.replay import PLAIN_FIRST, Replays, replayable
+from potluck.models.replay import MOST_SHAPES, PLAIN_FIRST, Replays, replayable
 
 IMAGE = (2, 6, 6)
 
@@ -89,6 +89,13 @@ def test_the_bits_are_those_of_the_plain_steps(
 def test_a_few_batches_are_not_worth_a_recording(recorded: list[torch.Size]) -> None:
     fit(epochs={"phone": PLAIN_FIRST}, batch_size=20).train(perceptron(), task(shard(13, IMAGE)))
     assert not recorded
+
+
+def test_only_so_many_shapes_are_recorded(recorded: list[torch.Size]) -> None:
+    net, trainer = perceptron(), fit(epochs={"phone": 3}, batch_size=50)
+    for samples in range(1, MOST_SHAPES + 4):
+        trainer.train(net, task(shard(samples, IMAGE)))
+    assert len(recorded) == MOST_SHAPES
 
 
 def test_other_modules_and_hooks_are_done_as_usual() -> None:

@@ -24,8 +24,8 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any], Any]
 """(operation, arguments, named arguments, result)."""
 MOST_WEIGHTS = 2**17
 """A larger net spends its time in the operations themselves."""
-PLAIN_FIRST = 2
-"""So many batches of a shape are not recorded: what hardly ever comes is not worth it."""
+PLAIN_FIRST, MOST_SHAPES = 2, 16
+"""So many batches of a shape are not recorded, and no more shapes of a net: what hardly ever comes is not worth it."""
 MODULES = (
     *(nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Dropout),
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh),
@@ -64,7 +64,7 @@ class Replays:
             loss, *gradients = self._steps[key](x, y)
         else:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= PLAIN_FIRST:
+            if self._seen[key] <= PLAIN_FIRST or len(self._steps) == MOST_SHAPES:
                 return None
             (loss, *gradients), self._steps[key] = record(net, self._loss, self._weights, x, y)
         for weight, gradient in zip(self._weights, gradients, strict=True):
@@ -120,8 +120,10 @@ def _replay(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[T
         made |= {id(value) for value in _tensors(out)}
         kept.append(call)
 
+    sources, results = [*map(id, inputs), *held], [id(value) for value in outputs]
+
     def again(*values: Tensor) -> tuple[Tensor, ...]:
-        known = dict(zip([*map(id, inputs), *held], values, strict=True))
+        known = dict(zip(sources, values, strict=True))
 
         def now(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
@@ -131,7 +133,7 @@ def _replay(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[T
         for operation, args, kwargs, out in kept:
             found = operation(*map(now, args), **{name: now(value) for name, value in kwargs.items()})
             known |= {id(old): new for old, new in zip(_tensors(out), _tensors(found), strict=True)}
-        return tuple(map(now, outputs))
+        return tuple(known[result] for result in results)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
