@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -142,3 +144,16 @@ def test_recordings_do_not_keep_a_net_alive() -> None:
     gc.collect()
     assert there() is None
     assert not len(trainer.replays)
+
+
+def test_recording_imports_nothing() -> None:
+    """A device's process may live for one message: torch's symbolic shapes, and sympy, would cost it more than training."""
+    code = (
+        "import sys, torch, potluck.models.fit as fit, potluck.models.replay as replay\n"
+        "net = torch.nn.Linear(3, 2); x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])\n"
+        "fit.cross_entropy(net(x), y).backward(); before = set(sys.modules)\n"
+        "replay.record(net, fit.cross_entropy, list(net.parameters()), x, y)[1](x, y)\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

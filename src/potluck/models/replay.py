@@ -90,10 +90,9 @@ def record(
     net: nn.Module, loss: Loss, weights: Sequence[nn.Parameter], x: Tensor, y: Tensor
 ) -> tuple[list[Tensor], Step]:
     """The loss and the gradients of the weights, and a function of (x, y), of these shapes, that gives them anew."""
-    one = torch.ones(())  # given, since each step would otherwise make its own
     with _Recorder() as recorder:
         found = loss(net(x), y)
-        gradients = torch.autograd.grad(found, list(weights), grad_outputs=one)
+        gradients = torch.autograd.grad(found, list(weights))  # given a first gradient, torch would import sympy
     return [found.detach(), *gradients], _replay(recorder.calls, [x, y], [found, *gradients])
 
 
