@@ -147,7 +147,7 @@ def test_recordings_do_not_keep_a_net_alive() -> None:
 
 
 def test_recording_imports_nothing() -> None:
-    """A device's process may live for one message: torch's symbolic shapes, and sympy, would cost it more than training."""
+    """A device's process may live for one message: torch's symbolic shapes would cost it more than its training."""
     code = (
         "import sys, torch, potluck.models.fit as fit, potluck.models.replay as replay\n"
         "net = torch.nn.Linear(3, 2); x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])\n"
