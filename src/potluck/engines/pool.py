@@ -181,7 +181,7 @@ def _ended(worker: Worker) -> EngineError:
     worker.process.join(STOP_S)
     busy = ""
     if worker.asked:
-        first, *others = [order.device.id for order in worker.asked[0].orders]
+        first, *others = sorted({order.device.id for order in worker.asked[0].orders})
         busy = f" while device {first}" + (f" or another up to {others[-1]}" if others else "") + " was training"
     unborn = worker.process.exitcode == 1 and worker.seconds == math.inf
     hint = (

@@ -61,6 +61,7 @@ def receive(link: socket.socket) -> tuple[list[dict[str, Any]], memoryview]:
 
 
 def aligned(size: int) -> int:
+    """The next multiple of ``ALIGNED``."""
     return -(-size // ALIGNED) * ALIGNED
 
 

@@ -31,7 +31,6 @@ from potluck.engines.device import OwnStore
 from potluck.experiment.config import Experiment
 from potluck.wire import frame
 
-LINES = json.JSONEncoder(separators=(",", ":"))
 FORMAT = 1
 
 
@@ -249,7 +248,7 @@ def write_whole(path: Path, data: bytes | bytearray) -> None:
 
 def _append(path: Path, values: Iterable[Any]) -> int:
     """Appends JSON lines, forces them to the disk, and returns the file's length."""
-    text = "".join(LINES.encode(value) + "\n" for value in values)
+    text = "".join(frame.COMPACT.encode(value) + "\n" for value in values)
     with path.open("ab") as handle:
         handle.write(text.encode())
         handle.flush()

@@ -136,7 +136,7 @@ def _replay(calls: Sequence[Call], inputs: Sequence[Tensor], outputs: Sequence[T
 
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        copies = [value.clone() for value in (*inputs, *held.values())]  # tracing runs the calls, statistics and all
+        copies = [value.clone() for value in (*inputs, *held.values())]  # tracing runs the calls once more
         traced = SCRIPT.trace(again, copies, check_trace=False)
     weights = list(held.values())
     kept.clear()  # what they made need not be kept

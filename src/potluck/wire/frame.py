@@ -82,11 +82,8 @@ def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
 
     Raises WireError for what a frame cannot hold: an odd name, a dtype beyond ``DTYPES``, a number that is not finite.
     """
-    leaves = list(trees.leaves(tree))
-    found = sorted(
-        (item for item in leaves if isinstance(item[1], Tensor)), key=lambda item: (-item[1].element_size(), item[0])
-    )
-    scalars = {path: leaf for path, leaf in leaves if not isinstance(leaf, Tensor)}
+    found = sorted(trees.tensors(tree).items(), key=lambda item: (-item[1].element_size(), item[0]))
+    scalars = trees.scalars(tree)
     for path, leaf in scalars.items():
         _demand_path(path)
         _demand_scalar(path, leaf)
