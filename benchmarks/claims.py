@@ -25,7 +25,7 @@ import torch
 
 from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 ROOT = Path(__file__).parent.parent
 PAGE, START, END = ROOT / "docs/results.md", "<!-- claims: made by `make claims` -->", "<!-- end of claims -->"

@@ -25,16 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potluck.data.split import write_split
-from potluck.engines.certificates import write_certificates
-from potluck.engines.superlink import descendants, free_port
+from potluck.deploy.split import write_split
+from potluck.engines.flower.superlink import descendants, free_port
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
 
 DEVICES, LOOK_S, SETTLE_S, LONGEST_S = 3, 0.1, 10.0, 420.0
 KINDS = ("flower-supernode", "flower-superexec", "flwr-clientapp", "flower-superlink", "flwr-serverapp")
-WARM, CGROUPS = "potluck.experiment.warm", Path("/sys/fs/cgroup")
+WARM, CGROUPS = "potluck.engines.flower.engine.warm", Path("/sys/fs/cgroup")
 
 
 def experiment(rounds: int) -> Experiment:
@@ -135,7 +135,7 @@ def stand(folder: Path, made: Experiment, python: str) -> Start:
     write_certificates(folder / "keys", DEVICES, {})
 
     def start(group: Group | None, *words: str) -> subprocess.Popen[bytes]:
-        run = [python if group and words[0] == "join" else sys.executable, "-m", "potluck.cli", *words]
+        run = [python if group and words[0] == "join" else sys.executable, "-m", "potluck.cli.runs", *words]
         enter = group.enter if group else None
         with (folder / "log").open("ab") as log:
             return subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, preexec_fn=enter)  # noqa: PLW1509

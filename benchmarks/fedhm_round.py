@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from potluck.core import meter
-from potluck.core.types import Desk, Device, Reply
+from potluck.core.contexts import Reply, ServerContext
+from potluck.core.types import Device
+from potluck.lowrank.factorise import low_rank, with_factors
 from potluck.methods.fedhm import FedHM
-from potluck.models.lowrank import low_rank, with_factors
-from potluck.models.nets import Nets, load
-from potluck.models.zoo import count_parameters, make
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load
+from potluck.nets.zoo import count_parameters, make
 
 SHAPE, BATCH = (3, 32, 32), 32
 FACTORS = {"server": 1.0, "laptop": 2.0, "tablet": 4.0, "phone": 8.0}
@@ -67,21 +69,21 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     maker = partial(make, "resnet18", SHAPE, 10, "group")
     method: Any = FedHM(
-        net=Nets(dict.fromkeys(FACTORS, maker), shape=SHAPE, classes=10, seed=0),
+        net=TierNets(dict.fromkeys(FACTORS, maker), shape=SHAPE, classes=10, seed=0),
         fit=type("NoDecay", (), {"weight_decay": 0.0})(),
         rank_factor=FACTORS,
     )
     devices = [device(number, tier) for number, tier in enumerate(FACTORS)]
-    desk = Desk(round=1, devices=devices, held=None, public=None, seed=0)
-    state, start = method.start(desk), time.perf_counter()
+    server_context = ServerContext(round=1, devices=devices, held=None, public=None, seed=0)
+    state, start = method.initial_state(server_context), time.perf_counter()
     with meter.metering() as costs:
-        downs = [method.cast(state, one, desk) for one in devices]
+        downs = [method.broadcast(state, one, server_context) for one in devices]
         cast = time.perf_counter() - start
         replies = [
-            Reply(device=one, round=1, up={**down, "rank_factor": 1.0, "samples": 1, "labels": [0]})
+            Reply(device=one, round=1, update={**down, "rank_factor": 1.0, "samples": 1, "labels": [0]})
             for one, down in zip(devices, downs, strict=True)
         ]
-        method.merge(state, replies, desk)
+        method.aggregate(state, replies, server_context)
     server = time.perf_counter() - start
     print(
         f"torch {torch.__version__}, {given.threads} thread(s), {given.images} images a device, {given.epochs} epoch(s)"

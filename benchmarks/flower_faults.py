@@ -27,9 +27,9 @@ from typing import Any
 
 from flower_fleet import LONG, TABLE, Blows, Fleet, fleet_in, hurt_when_busy, send
 from flower_rogue import plant
-from potluck.engines.certificates import write_certificates
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import run, store
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 DEVICES, ROUNDS = 4, 26
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potluck.data.split import write_split
-from potluck.engines.certificates import write_certificates
-from potluck.engines.superlink import descendants, free_port
+from potluck.deploy.split import write_split
+from potluck.engines.flower.superlink import descendants, free_port
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
 from potluck.experiment.resolve import resolved
+from potluck.experiment.run_reader import Run
 
 WITHIN_S, STOP_S, MARK = 400.0, 30.0, "POTLUCK_FLEET"
 TABLE: dict[str, Any] = {
@@ -55,7 +55,7 @@ class Fleet:
         """The run folder."""
         return self.folder / "served"
 
-    def call(self, *words: str, program: tuple[str, ...] = ("-m", "potluck.cli")) -> subprocess.Popen[bytes]:
+    def call(self, *words: str, program: tuple[str, ...] = ("-m", "potluck.cli.runs")) -> subprocess.Popen[bytes]:
         """A command of Potluck's as a process; what it says stands in a file, see ``said``."""
         with (self.folder / f"process-{len(self.started)}.log").open("wb") as log:
             process = subprocess.Popen(

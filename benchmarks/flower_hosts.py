@@ -30,12 +30,12 @@ from typing import Any
 from torch import nn
 
 from namespaces import Switch, wired
-from potluck.data.split import write_split
-from potluck.engines.certificates import write_certificates
+from potluck.deploy.split import write_split
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
 from potluck.experiment.resolve import resolved
+from potluck.experiment.run_reader import Run
 
 DEVICES, THIN, SERVER, PORT = 4, 2, 4, 8443
 CUT, AWAY_S, AFTER = 1, 100.0, 3
@@ -85,7 +85,7 @@ class Stage:
     def call(self, number: int, *words: str) -> subprocess.Popen[bytes]:
         """A potluck command on a host."""
         return self.switch.start(
-            number, [sys.executable, "-m", "potluck.cli", *words], self.folder / f"host-{number}.log"
+            number, [sys.executable, "-m", "potluck.cli.runs", *words], self.folder / f"host-{number}.log"
         )
 
     def start(self) -> list[subprocess.Popen[bytes]]:
@@ -203,7 +203,7 @@ def seconds_of(out: Path, device: int, rounds: Container[int] = range(1000)) -> 
     return [row["seconds"] for row in rows if row["status"] == "ok" and row["round"] in rounds]
 
 
-def played(folder: Path, switch: Switch, made: Experiment, cut_after: int) -> Stage:
+def result(folder: Path, switch: Switch, made: Experiment, cut_after: int) -> Stage:
     """Plays a run to its end; with ``cut_after``, one device is cut off after so many rounds."""
     until = time.monotonic() + LONGEST_S
     before = [switch.counters(device) for device in range(DEVICES)]
@@ -238,10 +238,10 @@ def main() -> None:
     rounds, cut_after, rate = told.rounds, 0 if told.no_cut else told.rounds, float(told.rate.removesuffix("mbit"))
     with wired([told.rate] * THIN + [""] * (DEVICES - THIN + 1)) as switch:
         os.environ[HIDDEN] = "0"
-        floor = played(place / "floor", switch, experiment(rate, 2 * rounds, 0.5), 0)
+        floor = result(place / "floor", switch, experiment(rate, 2 * rounds, 0.5), 0)
         os.environ[HIDDEN] = str(told.hidden)
         made = experiment(rate, rounds + (AFTER if cut_after else 0))
-        full = played(place / "full", switch, made, cut_after)
+        full = result(place / "full", switch, made, cut_after)
     run.run(made, place / "simulated")
     compare(floor, full, place / "simulated", range(1, rounds + 1))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from flower_fleet import Fleet, fleet_in
 from potluck.experiment import run, store
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
 
 OTHERS = {

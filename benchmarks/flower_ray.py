@@ -21,11 +21,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from potluck.engines.superlink import environment as isolated
-from potluck.engines.superlink import free_port, running
+from potluck.engines.flower.superlink import environment as isolated
+from potluck.engines.flower.superlink import free_port, running
 from potluck.experiment import run, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 DEVICES, WITHIN_S, START_S = 4, 420, 60
 

@@ -17,11 +17,11 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supernode.cli import flwr_clientapp
 
 from potluck.core import tree
-from potluck.engines import flower_device
-from potluck.engines.flower_frame import pack, unpack
-from potluck.engines.seam import Letters
+from potluck.engines.flower import device
+from potluck.engines.flower.frames import pack, unpack
+from potluck.wire.messages import Messages
 
-sound_reply, sound_letter = flower_device._answered, Letters.write_up
+sound_reply, sound_letter = device._answered, Messages.write_up
 SAYS = {
     "type": "'numpy.ndarray'",
     "cut": "truncated or padded",
@@ -52,12 +52,12 @@ def changed(up: Any, fault: str) -> Any:
 def break_rules(faults: dict[int, str]) -> None:
     """From now on, this process's replies have these faults."""
 
-    def letter(self: Letters, up: Any, round: int, *rest: Any) -> Any:
+    def letter(self: Messages, up: Any, round: int, *rest: Any) -> Any:
         fault = faults.get(round, "")
         return sound_letter(self, changed(up, fault) if fault in ("shape", "nan") else up, round, *rest)
 
-    def reply(side: Any, device: Any, content: RecordDict) -> RecordDict:
-        made, fault = sound_reply(side, device, content), faults.get(int(content["order"]["round"]), "")
+    def reply(runtime: Any, device: Any, content: RecordDict) -> RecordDict:
+        made, fault = sound_reply(runtime, device, content), faults.get(int(content["order"]["round"]), "")
         data = unpack(made)
         if fault == "type":
             made["frame"] = ArrayRecord({"frame": Array("uint8", (len(data),), "numpy.ndarray", data)})
@@ -65,7 +65,7 @@ def break_rules(faults: dict[int, str]) -> None:
             made["frame"] = pack(data[: len(data) // 2])
         return made
 
-    flower_device._answered, Letters.write_up = reply, letter  # type: ignore[method-assign]
+    device._answered, Messages.write_up = reply, letter  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

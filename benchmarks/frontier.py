@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 
 from claims import FRONTIER, bytes_to, place, play
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from namespaces import Switch, wired
-from potluck.data.split import write_split
-from potluck.engines.certificates import write_certificates
+from potluck.deploy.split import write_split
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
@@ -93,7 +93,7 @@ def start(switch: Switch, peer: int, folder: Path, delay_ms: float) -> list[subp
     words += ["--listen", f"tls/127.0.0.1:{BEHIND}", "--out", str(folder / f"peer-{peer}"), "--quiet"]
     words += ["--cert", f"{keys}/peer-{peer}.pem", "--key", f"{keys}/peer-{peer}.key", "--ca", f"{keys}/ca.pem"]
     words += [word for k in range(peer) for word in ("--connect", f"{k}=tls/{switch.address(k)}:{PORT}")]
-    run = [sys.executable, "-m", "potluck.cli", "peer", str(folder / "hosts.toml"), *words]
+    run = [sys.executable, "-m", "potluck.cli.runs", "peer", str(folder / "hosts.toml"), *words]
     log = folder / f"peer-{peer}.log"
     return [switch.start(peer, words, log) for words in (proxy, run)]
 

@@ -21,8 +21,8 @@ from claims import TIERS
 from potluck.experiment import run as runs
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
-from potluck.models.fit import evaluate
+from potluck.experiment.run_reader import Run
+from potluck.training.evaluate import evaluate
 
 DEPTHS = {"ode": (1, 2, 4, 8, 16), "deq": (1, 2, 4, 8, 12, 16, 32)}
 ODE, DEQ, UNIT_STEP = CLAIMED["ode"], CLAIMED["deq"], "method.step=unit_step"
@@ -100,8 +100,8 @@ def _print_cross(found: dict[str, list[Run]]) -> None:
 
 
 def _accuracies(found: Run, depths: Sequence[int]) -> list[float]:
-    ready, state = runs.prepare(found.experiment), store.read_snapshot(found.path).state
-    device, method = ready.course.fleet.devices[0], ready.course.method
+    ready, state = runs.prepare(found.experiment), store.read_checkpoint(found.path).state
+    device, method = ready.federation.fleet.devices[0], ready.federation.method
     accuracies = []
     for depth in depths:
         net = dataclasses.replace(method, steps=dict.fromkeys(TIERS, depth)).model(state, None, device)

@@ -38,8 +38,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32)
-    side = parser.parse_args().side
-    found = {model: _one_round(model, method, side) for model, method in METHOD_OF.items()}
+    runtime = parser.parse_args().runtime
+    found = {model: _one_round(model, method, runtime) for model, method in METHOD_OF.items()}
     print(
         f"| net | parameters | tensor bytes up | encoded bytes up | down | {' | '.join(f'of {m}' for m in AGAINST)} |"
     )
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"| {model} | {parameters:,} | {tensors:,} | {up:,} | {down:,} | {shares} |")
 
 
-def _one_round(model: str, method: str, side: int) -> tuple[int, int, int, int]:
+def _one_round(model: str, method: str, runtime: int) -> tuple[int, int, int, int]:
     """(parameters, tensor bytes up, encoded bytes up, encoded bytes down)."""
     table = {
         "rounds": 1,

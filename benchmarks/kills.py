@@ -17,7 +17,7 @@ from pathlib import Path
 
 from potluck.core.errors import RunFolderError
 from potluck.experiment import store
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--engine", default="pool")
     told = parser.parse_args()
     moments = random.Random(told.seed)
-    potluck = [sys.executable, "-m", "potluck.cli"]
+    potluck = [sys.executable, "-m", "potluck.cli.runs"]
     settings = [
         f"method.name={told.method}",
         f"engine.kind={told.engine}",

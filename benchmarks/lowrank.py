@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from potluck.experiment import build, store
 from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
-from potluck.models.fit import evaluate
-from potluck.models.keep_full import factorisable, ranks_by_factor
-from potluck.models.lowrank import compact, recover
-from potluck.models.matrix import to_matrix
-from potluck.models.nets import load
-from potluck.models.zoo import count_parameters
+from potluck.experiment.run_reader import Run
+from potluck.lowrank.factorise import compact, recover
+from potluck.lowrank.layers import factorisable, ranks_by_factor
+from potluck.lowrank.matrix import to_matrix
+from potluck.nets.weights import load
+from potluck.nets.zoo import count_parameters
+from potluck.training.evaluate import evaluate
 
 SAME_TRAINING = (
     "train.lr=0.05",
@@ -167,8 +167,8 @@ def inference(place: Path) -> None:
     """Prints, for the full weights of a FedDLR run and for compact nets of less and less energy: accuracy and speed."""
     found = Run.load(place)
     shares = build.make_shares(found.experiment)
-    state, shape, classes = store.read_snapshot(place).state, shares.test.shape, shares.test.classes
-    full = build.make_nets(found.experiment, shape, classes)("phone").eval()
+    state, shape, classes = store.read_checkpoint(place).state, shares.test.shape, shares.test.classes
+    full = build.make_tier_nets(found.experiment, shape, classes)("phone").eval()
     load(full, {name: node["dense"] for name, node in state["weights"].items()})
     torch.set_num_threads(1)
     print("| energy | parameters | accuracy | ms at batch 1 | ms at batch 64 | times as fast |")

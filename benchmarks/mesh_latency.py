@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from potluck.core.errors import WireError
-from potluck.engines.certificates import write_certificates
-from potluck.engines.links import Links
-from potluck.engines.mesh import open_mesh
-from potluck.engines.peers import spec_of_posts
+from potluck.engines.mesh.links import Links
+from potluck.engines.mesh.mesh import open_mesh
+from potluck.engines.peer_round import spec_of_updates
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
-from potluck.models import posteriors
+from potluck.methods.fedh2l import posteriors
 
 WARM_UP = 10
 LONGEST_S = 300.0
@@ -64,9 +64,9 @@ def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier
     torch.set_num_threads(1)
     ready = resolved(experiment(told.peers, told.seeds))
     shares = build.make_shares(ready)
-    nets = build.make_nets(ready, shares.test.shape, shares.test.classes)
-    course = build.make_course(ready, shares, build.make_method(ready, nets))
-    device = course.fleet.devices[me]
+    nets = build.make_tier_nets(ready, shares.test.shape, shares.test.classes)
+    federation = build.make_federation(ready, shares, build.make_method(ready, nets))
+    device = federation.fleet.devices[me]
     links = Links(
         id=me,
         listen=f"tls/127.0.0.1:{ports[me]}",
@@ -83,15 +83,15 @@ def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier
     with open_mesh(links, "potluck/latency", told.peers) as mesh:
         mesh.join(told.peers - 1, LONGEST_S)
         for number in range(1, WARM_UP + told.rounds + 1):
-            spec = spec_of_posts(course, device, number)
+            spec = spec_of_updates(federation, device, number)
             terms = {name: leaf.value for name, leaf in spec.items() if name != "posteriors"}
             up = {"posteriors": posteriors.encode(posterior_SC, "fixed16"), **terms}
-            frame, _ = course.letters.write_up(up, number, me, None, {})
+            frame, _ = federation.messages.write_up(up, number, me, None, {})
             size = len(frame)
 
             def check(other: int, data: bytes, number: int = number, spec: Any = spec) -> str:
                 try:
-                    course.letters.read_up(data, number, other, spec)
+                    federation.messages.read_up(data, number, other, spec)
                 except WireError as error:
                     return str(error)
                 return ""

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from potluck.core.types import Task
-from potluck.engines.inprocess import torch_threads
+from potluck.core.contexts import DeviceContext
+from potluck.engines.local.inprocess import torch_threads
 from potluck.engines.round import begin
-from potluck.experiment import plan, run, store
+from potluck.experiment import run, store
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment
+from potluck.planning import plan
 
 MEMORY = Path(__file__).parent / "training_memory.py"
 
@@ -32,21 +33,25 @@ def counted_flops(experiment: Experiment) -> list[float]:
     """Per tier: FLOPs of the forward and backward passes of one device's round 1, each counted."""
     with torch_threads(1):
         ready = run.prepare(experiment)
-        course, found = ready.course, []
-        state = begin(course).state
+        federation, found = ready.federation, []
+        state = begin(federation).state
         for tier in experiment.fleet.tier:
-            devices = [one for one in course.fleet.devices if one.tier == tier.name]
+            devices = [one for one in federation.fleet.devices if one.tier == tier.name]
             device = max(devices, key=lambda one: len(ready.shares.train[one.id]))
             data = ready.shares.train[device.id]
-            task = Task(round=1, device=device, data=data, public=ready.shares.public, seed=experiment.seed)
-            down = None if course.method.traits.peers else course.method.cast(state, device, course.desk(1))
+            task = DeviceContext(round=1, device=device, data=data, public=ready.shares.public, seed=experiment.seed)
+            down = (
+                None
+                if federation.method.traits.peers
+                else federation.method.broadcast(state, device, federation.server_context(1))
+            )
             small = replace(task, data=data.take(data.index[:0].new_tensor([0, 1])))
             for work in (small, task):  # the first measures its own costs, once
                 with FlopCounterMode(display=False) as counter:
                     if down is None:
-                        course.method.post(course.method.start(work), work)
+                        federation.method.publish(federation.method.initial_state(work), work)
                     else:
-                        course.method.train(None, down, work)
+                        federation.method.train(None, down, work)
             found.append(float(counter.get_total_flops()))
     return found
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import potluck
-from potluck.data.shard import Shares
+from potluck.data.shares import Shares
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
@@ -67,7 +67,7 @@ def main() -> None:
         experiment = resolved(Experiment.load(told.recipe, [f"seed={seed}", f"rounds={told.rounds}"]))
         shares = build.make_shares(experiment)
         tier = experiment.fleet.tier[0].name
-        net = build.make_nets(experiment, shares.test.shape, shares.test.classes)(tier)
+        net = build.make_tier_nets(experiment, shares.test.shape, shares.test.classes)(tier)
         torch.manual_seed(seed + 1000)
         plain = plain_loop(experiment, shares, net)
         with tempfile.TemporaryDirectory() as folder:

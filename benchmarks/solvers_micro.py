@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from potluck.models.deq import DeqNet, make_deq, set_depth
+from potluck.nets.deqnet import DeqNet, make_deq, set_depth
 from potluck.solvers import IFT, JFB, FixedPoint, Gradient, Phantom, Unroll, solve
 
 DEPTH = 8
@@ -54,7 +54,9 @@ def seconds_by_gradient(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of forward and backward by variant; the variants take turns, the first round warms up."""
     net = _net(options)
     channels = net.cell.kernel2.shape[0]
-    x = torch.randn(options.batch, channels, options.side, options.side, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        options.batch, channels, options.runtime, options.runtime, generator=torch.Generator().manual_seed(0)
+    )
     taken: dict[str, list[float]] = {name: [] for name in TIMED}
     for turn in range(options.repeats + 1):
         for name, gradient in TIMED.items():
@@ -80,7 +82,7 @@ def peak_bytes(options: argparse.Namespace, kind: str, budget: str) -> int:
     net = _net(options)
     set_depth(net, int(budget), solver=FixedPoint(), gradient=WEIGHED[kind])
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(options.batch, 3, options.side, options.side, generator=generator)
+    image = torch.randn(options.batch, 3, options.runtime, options.runtime, generator=generator)
     label = torch.zeros(options.batch, dtype=torch.int64)
     _step(net, image[:1], label[:1])  # what the libraries allocate once is not the device's
     before = _peak_resident()
@@ -101,7 +103,7 @@ def _peak_resident() -> int:
 
 def _net(options: argparse.Namespace) -> DeqNet:
     torch.manual_seed(0)
-    return make_deq(options.preset, (3, options.side, options.side), 10)
+    return make_deq(options.preset, (3, options.runtime, options.runtime), 10)
 
 
 def _print_times(options: argparse.Namespace) -> None:

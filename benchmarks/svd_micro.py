@@ -3,7 +3,7 @@
     python benchmarks/svd_micro.py [--threads 1] [--repeats 3]
 
 1. Every factorised layer of ``resnet18`` at rank factor 8, weights from a seeded initialisation: the path that
-   ``potluck.models.svd`` chooses against ``torch.linalg.svd``. Targets: 3 times as fast, and an error of truncation
+   ``potluck.lowrank.svd`` chooses against ``torch.linalg.svd``. Targets: 3 times as fast, and an error of truncation
    within 1 % of the best.
 2. ``cnn`` against its compact form at batch 1 and 64. A fresh net is not low-rank, so the ranks are those that hold
    90 % of the energy after each weight's spectrum was made to decay as 1/i, which stands for a trained net.
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import seeds
-from potluck.models.keep_full import candidates, factorisable, ranks_by_factor
-from potluck.models.lowrank import compact, low_rank_layers
-from potluck.models.matrix import from_matrix, to_matrix
-from potluck.models.svd import decompose
-from potluck.models.zoo import count_parameters, make
+from potluck.lowrank.factorise import compact, low_rank_layers
+from potluck.lowrank.layers import candidates, factorisable, ranks_by_factor
+from potluck.lowrank.matrix import from_matrix, to_matrix
+from potluck.lowrank.svd import decompose
+from potluck.nets.zoo import count_parameters, make
 
 FACTOR = 8
 

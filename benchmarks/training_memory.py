@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from potluck.engines.device import OwnStore
+from potluck.engines.contract import Request
+from potluck.engines.local_state import LocalStateStore
 from potluck.engines.round import begin
-from potluck.engines.seam import Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 
@@ -30,24 +30,30 @@ def now(what: str) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     ready = run.prepare(Experiment.load(sys.argv[1]))
-    course, folder = ready.course, Path(tempfile.mkdtemp())
-    side = build.make_side(ready.experiment, ready.shares, folder / "own")
-    tiny = replace(side, store=OwnStore(folder / "tiny"), shard=lambda one: side.shard(one).take(torch.arange(2)))
-    state = begin(course).state
+    federation, folder = ready.federation, Path(tempfile.mkdtemp())
+    runtime = build.make_runtime(ready.experiment, ready.shares, folder / "own")
+    tiny = replace(
+        runtime, store=LocalStateStore(folder / "tiny"), shard=lambda one: runtime.shard(one).take(torch.arange(2))
+    )
+    state = begin(federation).state
     for tier in ready.experiment.fleet.tier:
         device = max(
-            (one for one in course.fleet.devices if one.tier == tier.name), key=lambda one: len(side.shard(one))
+            (one for one in federation.fleet.devices if one.tier == tier.name), key=lambda one: len(runtime.shard(one))
         )
-        down = {} if course.method.traits.peers else course.method.cast(state, device, course.desk(1))
-        made, _ = course.letters.write_down(down, 1)
-        verb = "post" if course.method.traits.peers else "train"
-        order = Order(device=device, round=1, verb=verb, frame=made)
+        down = (
+            {}
+            if federation.method.traits.peers
+            else federation.method.broadcast(state, device, federation.server_context(1))
+        )
+        made, _ = federation.messages.write_down(down, 1)
+        verb = "post" if federation.method.traits.peers else "train"
+        order = Request(device=device, round=1, verb=verb, frame=made)
         tiny.answer(order)
         idle = now("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        delivery = side.answer(order)
-        if delivery.status != "ok":
-            raise SystemExit(delivery.reason)
+        response = runtime.answer(order)
+        if response.status != "ok":
+            raise SystemExit(response.reason)
         print(now("VmHWM") - idle)
 
 

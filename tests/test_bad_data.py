@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck import cli
+from potluck.cli import runs
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
 
@@ -34,7 +34,7 @@ def refused(
         monkeypatch.setattr(sys, "argv", ["potluck", "run", "e.toml", *words])
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            runs.main()
         told = capsys.readouterr()
         assert stop.value.code == 2
         assert told.out == ""

@@ -13,7 +13,7 @@ from potluck import __version__
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
 from potluck.experiment.manual import page
-from potluck.experiment.resolve import options_model
+from potluck.experiment.options import options_model
 from potluck.methods import METHODS
 
 MakeExperiment = Callable[..., Experiment]

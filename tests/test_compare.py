@@ -140,7 +140,7 @@ def test_what_it_takes_to_reach_a_target(potluck: Potluck, file: str, tmp_path: 
     assert there.bytes == sum(line.traffic.total for line in found.rounds[: there.round])
     assert there.simulated_seconds == found.rounds[there.round - 1].simulated_seconds
     assert target.reached(found, 1.1) is None
-    (side,) = target.sides([found], second)
-    assert side.bytes_to_target is not None
-    assert (side.reached, side.bytes_to_target.mean, side.bytes_to_target.deviation) == (1, there.bytes, None)
+    (runtime,) = target.sides([found], second)
+    assert runtime.bytes_to_target is not None
+    assert (runtime.reached, runtime.bytes_to_target.mean, runtime.bytes_to_target.deviation) == (1, there.bytes, None)
     assert target.target_of([found]) == int(90 * means[-1]) / 100

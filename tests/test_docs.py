@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from potluck import cli, methods
+from potluck import methods
+from potluck.cli import runs
 from potluck.experiment import resolve, run
 from potluck.experiment.config import Experiment
 
@@ -30,7 +31,7 @@ def call(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = [*quick, "--set", "rounds=1"] if words[1] in ("run", "compare") else quick if words[1] == "plan" else []
     monkeypatch.setattr(sys, "argv", [*words, *quick])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        runs.main()
     assert not stop.value.code, command
 
 

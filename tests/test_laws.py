@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from potluck.core import tree
-from potluck.core.types import Desk, Reply, Task
-from potluck.engines.inprocess import InProcess
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.inprocess import InProcess
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
-from potluck.experiment.run import Prepared, prepare
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
 from potluck.wire import frame
 
@@ -37,22 +37,30 @@ every_star = pytest.mark.parametrize("method", [name for name, found in METHODS.
 every_mesh = pytest.mark.parametrize("method", [name for name, found in METHODS.items() if found.traits.peers])
 
 
-def desk_of(ready: Prepared, round: int) -> Desk:
-    course = ready.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def desk_of(ready: Prepared, round: int) -> ServerContext:
+    federation = ready.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
-def task_of(ready: Prepared, round: int, device: int) -> Task:
+def task_of(ready: Prepared, round: int, device: int) -> DeviceContext:
     shares = ready.shares
-    found = ready.course.fleet.devices[device]
-    return Task(round=round, device=found, data=shares.train[device], public=shares.public, seed=ready.course.seed)
+    found = ready.federation.fleet.devices[device]
+    return DeviceContext(
+        round=round, device=found, data=shares.train[device], public=shares.public, seed=ready.federation.seed
+    )
 
 
 def one_exchange(ready: Prepared, device: int = 0) -> dict[str, Any]:
     """State, Down, Own and Up of a device in the first round."""
-    method, desk = ready.course.method, desk_of(ready, 1)
-    state = method.start(desk_of(ready, 0))
-    down = method.cast(state, ready.course.fleet.devices[device], desk)
+    method, context = ready.federation.method, desk_of(ready, 1)
+    state = method.initial_state(desk_of(ready, 0))
+    down = method.broadcast(state, ready.federation.fleet.devices[device], context)
     own, up = method.train(None, down, task_of(ready, 1, device))
     return {"state": state, "down": down, "own": own or {}, "up": up}
 
@@ -60,25 +68,25 @@ def one_exchange(ready: Prepared, device: int = 0) -> dict[str, Any]:
 @every_star
 def test_inputs_are_not_mutated(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
-    made, course = one_exchange(ready), ready.course
+    made, federation = one_exchange(ready), ready.federation
     before = copy.deepcopy(made)
-    desk, device = desk_of(ready, 2), course.fleet.devices[0]
-    course.method.cast(made["state"], device, desk)
-    course.method.train(made["own"] or None, made["down"], task_of(ready, 2, 0))
-    course.method.expect(made["state"], device, desk)
-    course.method.merge(made["state"], [Reply(device=device, round=1, up=made["up"])], desk)
-    course.method.model(made["state"], made["own"] or None, device)
+    context, device = desk_of(ready, 2), federation.fleet.devices[0]
+    federation.method.broadcast(made["state"], device, context)
+    federation.method.train(made["own"] or None, made["down"], task_of(ready, 2, 0))
+    federation.method.update_spec(made["state"], device, context)
+    federation.method.aggregate(made["state"], [Reply(device=device, round=1, update=made["up"])], context)
+    federation.method.model(made["state"], made["own"] or None, device)
     for name, value in made.items():
         assert tree.equal(value, before[name]), name
 
 
 def peers_of(ready: Prepared, count: int) -> dict[int, dict[str, Any]]:
     """Own before and after posting, and the post, of the first peers in the first round."""
-    found, method = {}, ready.course.method
+    found, method = {}, ready.federation.method
     for peer in range(count):
-        task = task_of(ready, 1, peer)
-        own = method.start(task)
-        after, up = method.post(own, task)
+        context = task_of(ready, 1, peer)
+        own = method.initial_state(context)
+        after, up = method.publish(own, context)
         found[peer] = {"own": own, "after": after, "up": up}
     return found
 
@@ -86,15 +94,15 @@ def peers_of(ready: Prepared, count: int) -> dict[int, dict[str, Any]]:
 @every_mesh
 def test_inputs_among_peers_are_not_mutated(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
-    course, made, task = ready.course, peers_of(ready, 3), task_of(ready, 1, 0)
+    federation, made, context = ready.federation, peers_of(ready, 3), task_of(ready, 1, 0)
     before = copy.deepcopy(made)
     inbox = {peer: found["up"] for peer, found in made.items() if peer}
-    course.method.absorb(made[0]["after"], inbox, task)
-    course.method.expect(made[0]["after"], task)
-    course.method.post(made[0]["after"], task_of(ready, 2, 0))
-    course.method.model(made[0]["own"], course.fleet.devices[0])
-    pool = course.method.pool([found["up"] for found in made.values()])
-    course.method.absorb_pool(made[0]["after"], pool, made[0]["up"], task)
+    federation.method.receive(made[0]["after"], inbox, context)
+    federation.method.update_spec(made[0]["after"], context)
+    federation.method.publish(made[0]["after"], task_of(ready, 2, 0))
+    federation.method.model(made[0]["own"], federation.fleet.devices[0])
+    pool = federation.method.combine([found["up"] for found in made.values()])
+    federation.method.receive_combined(made[0]["after"], pool, made[0]["up"], context)
     assert tree.equal({str(k): v for k, v in made.items()}, {str(k): v for k, v in before.items()})
 
 
@@ -102,7 +110,7 @@ def test_inputs_among_peers_are_not_mutated(small: MakeExperiment, method: str) 
 def test_trees_among_peers_survive_their_frames_bitwise(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
     made = peers_of(ready, 3)
-    pool = ready.course.method.pool([found["up"] for found in made.values()])
+    pool = ready.federation.method.combine([found["up"] for found in made.values()])
     for name, value in {**made[0], "pool": pool}.items():
         assert tree.equal(frame.decode(frame.encode(value))[0], value), name
 
@@ -110,13 +118,13 @@ def test_trees_among_peers_survive_their_frames_bitwise(small: MakeExperiment, m
 @every_mesh
 def test_posts_do_not_depend_on_what_ran_before_nor_absorbing_on_the_order(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
-    made, task = peers_of(ready, 3), task_of(ready, 1, 0)
+    made, context = peers_of(ready, 3), task_of(ready, 1, 0)
     torch.manual_seed(12345)
     again = peers_of(ready, 3)
     assert all(tree.equal(made[peer]["up"], again[peer]["up"]) for peer in made)
     results = [
-        ready.course.method.absorb(made[0]["after"], {peer: made[peer]["up"] for peer in order}, task)
-        for order in ([1, 2], [2, 1])
+        ready.federation.method.receive(made[0]["after"], {peer: made[peer]["up"] for peer in request}, context)
+        for request in ([1, 2], [2, 1])
     ]
     assert tree.equal(*results)
 
@@ -155,9 +163,9 @@ class Backwards:
     def __init__(self, inner: InProcess) -> None:
         self.inner = inner
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        asked = list(orders)
-        answered = [next(iter(self.inner.exchange([order], deadline_s))) for order in reversed(asked)]
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        asked = list(requests)
+        answered = [next(iter(self.inner.exchange([request], deadline_s))) for request in reversed(asked)]
         yield from reversed(answered)
 
 
@@ -166,9 +174,9 @@ def test_the_order_of_devices_does_not_matter(small: MakeExperiment, method: str
     digests = []
     for name, wrap in {"forwards": lambda engine: engine, "backwards": Backwards}.items():
         ready = prepare(small(method))
-        engine = wrap(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path / name)))
-        *_, last = play(ready.course, engine, begin(ready.course), 2)
-        digests.append(last.snapshot.digest())
+        engine = wrap(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path / name)))
+        *_, last = play(ready.federation, engine, begin(ready.federation), 2)
+        digests.append(last.checkpoint.digest())
     assert digests[0] == digests[1]
 
 
@@ -245,8 +253,8 @@ def test_measured_bytes_are_those_of_the_messages(small: MakeExperiment, method:
 @every_star
 def test_no_replies_leave_the_state_as_it_is(small: MakeExperiment, method: str) -> None:
     ready = prepare(small(method))
-    state = ready.course.method.start(desk_of(ready, 0))
-    merged = ready.course.method.merge(state, iter(()), desk_of(ready, 1))
+    state = ready.federation.method.initial_state(desk_of(ready, 0))
+    merged = ready.federation.method.aggregate(state, iter(()), desk_of(ready, 1))
     assert tree.digest({"state": merged}) == tree.digest({"state": state})
 
 
@@ -256,25 +264,25 @@ class NobodyAnswers:
 
     seconds: float
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for order in orders:
-            yield Delivery(order=order, status="lost", reason="no answer", seconds=self.seconds)
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for request in requests:
+            yield Response(request=request, status="lost", reason="no answer", seconds=self.seconds)
 
 
 @every_method
 def test_a_round_without_answers_ends_and_says_so(small: MakeExperiment, method: str) -> None:
-    course = prepare(small(method)).course
-    before = begin(course)
-    (played,) = play(course, NobodyAnswers(math.inf), before, 1)
-    assert played.snapshot.digest() == before.digest()
-    assert {row.status for row in played.rows} == {"lost"}
-    assert played.seconds == course.fleet.deadline_s
+    federation = prepare(small(method)).federation
+    before = begin(federation)
+    (result,) = play(federation, NobodyAnswers(math.inf), before, 1)
+    assert result.checkpoint.digest() == before.digest()
+    assert {row.status for row in result.rows} == {"lost"}
+    assert result.seconds == federation.fleet.deadline_s
 
 
 def test_a_round_lasts_until_a_loss_is_known(small: MakeExperiment) -> None:
-    course = prepare(small("fedavg")).course
-    (played,) = play(course, NobodyAnswers(45.0), begin(course), 1)
-    assert played.seconds == 45.0 < course.fleet.deadline_s
+    federation = prepare(small("fedavg")).federation
+    (result,) = play(federation, NobodyAnswers(45.0), begin(federation), 1)
+    assert result.seconds == 45.0 < federation.fleet.deadline_s
 
 
 @every_method

@@ -16,15 +16,15 @@ import torch
 
 import potluck
 from potluck import methods
-from potluck.core.types import Task
+from potluck.core.contexts import DeviceContext
 from potluck.experiment.config import Experiment
-from potluck.methods.average import Averaging, State, Up
+from potluck.methods.averaging import Averaging, State, Up
 
 
 class Idle(Averaging):
     """Answers with what it was sent."""
 
-    def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
+    def train(self, own: None, down: State, task: DeviceContext) -> tuple[None, Up]:
         """No training."""
         return None, {"weights": down["weights"], "samples": 1}
 

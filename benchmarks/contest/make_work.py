@@ -42,7 +42,7 @@ def main() -> None:
     bench, place = sys.argv[1], Path(sys.argv[2])
     settled = resolved(Experiment.of(table(bench, 1, 0)))
     shares = build.make_shares(settled)
-    net = build.make_nets(settled, shares.test.shape, shares.test.classes)("device")
+    net = build.make_tier_nets(settled, shares.test.shape, shares.test.classes)("device")
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     facts = {
         "net": NETS[bench],

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from potluck.core import tree
-from potluck.models.deq import make_deq
+from potluck.nets.deqnet import make_deq
 from potluck.solvers import FixedPoint, Phantom, odeint, solve
 from potluck.wire import frame
+from potluck.core.mean import WeightedMean
 
 TURNS, STEPS, TAIL = 41, 8, 5
 FLOATS = 5_000_000
@@ -43,7 +44,7 @@ def turns(cases: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 def frames() -> dict[str, float]:
     """Encode and decode of 20 MB with the finiteness check, a copy of it, the merge, and ``add_``."""
     value = torch.randn(FLOATS)
-    made, mean, total = frame.encode({"w": value}), tree.WeightedMean(), torch.zeros(FLOATS)
+    made, mean, total = frame.encode({"w": value}), WeightedMean(), torch.zeros(FLOATS)
     mean.add({"w": value}, 1.0)
 
     def checked() -> bool:

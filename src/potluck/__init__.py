@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from potluck.core.errors import PotluckError
     from potluck.core.types import Device, Shard
     from potluck.experiment.config import Experiment
-    from potluck.experiment.loaded import Run
     from potluck.experiment.run import resume, run
+    from potluck.experiment.run_reader import Run
     from potluck.methods import METHODS
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOMES = {
     "Device": "potluck.core.types",
     "Experiment": "potluck.experiment.config",
     "PotluckError": "potluck.core.errors",
-    "Run": "potluck.experiment.loaded",
+    "Run": "potluck.experiment.run_reader",
     "Shard": "potluck.core.types",
     "resume": "potluck.experiment.run",
     "run": "potluck.experiment.run",
@@ -38,7 +38,7 @@ __all__ = ["METHODS", "Device", "Experiment", "PotluckError", "Run", "Shard", "l
 
 def load(path: str) -> Run:
     """The run in a folder, finished or not."""
-    from potluck.experiment.loaded import Run  # noqa: PLC0415  loaded when first used
+    from potluck.experiment.run_reader import Run  # noqa: PLC0415  loaded when first used
 
     return Run.load(path)
 

@@ -13,17 +13,17 @@ import torch
 import zstandard
 
 from potluck.core import tree
-from potluck.engines.course import Played
-from potluck.engines.inprocess import InProcess
+from potluck.engines.contract import Engine, Request, Response
+from potluck.engines.local.inprocess import InProcess
+from potluck.engines.result import RoundResult
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Engine, Order
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
+from potluck.experiment.prepare import Prepared, prepare
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
-Change = Callable[[Delivery, dict[tuple[int, int], bytes]], Delivery]
+Change = Callable[[Response, dict[tuple[int, int], bytes]], Response]
 """(what a device sent, all frames by (round, device) so far) -> what arrives."""
 
 
@@ -34,21 +34,21 @@ class Between:
         self.inner, self.device, self.round, self.change = inner, device, round, change
         self.seen: dict[tuple[int, int], bytes] = {}
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            order = delivery.order
-            if order.verb == "train":
-                self.seen[order.round, order.device.id] = bytes(delivery.frame)
-            hit = order.verb == "train" and (order.device.id, order.round) == (self.device, self.round)
-            yield self.change(delivery, self.seen) if hit else delivery
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            request = response.request
+            if request.verb == "train":
+                self.seen[request.round, request.device.id] = bytes(response.frame)
+            hit = request.verb == "train" and (request.device.id, request.round) == (self.device, self.round)
+            yield self.change(response, self.seen) if hit else response
 
 
-def lost(delivery: Delivery, seen: dict[tuple[int, int], bytes]) -> Delivery:
-    return Delivery(order=delivery.order, status="lost", reason="no answer")
+def lost(response: Response, seen: dict[tuple[int, int], bytes]) -> Response:
+    return Response(request=response.request, status="lost", reason="no answer")
 
 
 def sends(make: Callable[[bytes, dict[tuple[int, int], bytes]], bytes]) -> Change:
-    return lambda delivery, seen: replace(delivery, frame=make(bytes(delivery.frame), seen))
+    return lambda response, seen: replace(response, frame=make(bytes(response.frame), seen))
 
 
 def edited(data: bytes, **changed: Any) -> bytes:
@@ -101,15 +101,18 @@ ATTACKS: dict[str, tuple[Change, str]] = {
     "a huge note": (sends(lambda data, seen: with_huge_note(data)), "64 bits"),
     "a digest that is none": (sends(lambda data, seen: edited(data, own="../../etc/passwd")), "own is"),
     "a bomb": (sends(lambda data, seen: bomb(data)), "not expected here"),
-    "the order itself": (lambda delivery, seen: replace(delivery, frame=bytes(delivery.order.frame)), "kind is 'down'"),
+    "the order itself": (
+        lambda response, seen: replace(response, frame=bytes(response.request.frame)),
+        "kind is 'down'",
+    ),
 }
 
 
-def rounds_of(ready: Prepared, own: Path, change: Change | None) -> list[Played]:
-    engine: Engine = InProcess(side=build.make_side(ready.experiment, ready.shares, own))
+def rounds_of(ready: Prepared, own: Path, change: Change | None) -> list[RoundResult]:
+    engine: Engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, own))
     if change is not None:
         engine = Between(engine, DEVICE, ROUND, change)
-    return list(play(ready.course, engine, begin(ready.course), 3))
+    return list(play(ready.federation, engine, begin(ready.federation), 3))
 
 
 @pytest.fixture(scope="module")
@@ -126,36 +129,36 @@ def ready() -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def without(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[Played]:
+def without(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[RoundResult]:
     """The run in which the device is lost in that round."""
     return rounds_of(ready, tmp_path_factory.mktemp("own"), lost)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_round_goes_on_without_the_hostile_device(
-    ready: Prepared, without: list[Played], tmp_path: Path, name: str
+    ready: Prepared, without: list[RoundResult], tmp_path: Path, name: str
 ) -> None:
     change, reason = ATTACKS[name]
-    played = rounds_of(ready, tmp_path, change)
-    assert len(played) == 3
-    rows = {(row.device, row.direction): row for row in played[ROUND - 1].rows if row.verb == "train"}
+    result = rounds_of(ready, tmp_path, change)
+    assert len(result) == 3
+    rows = {(row.device, row.direction): row for row in result[ROUND - 1].rows if row.verb == "train"}
     for direction in ("down", "up"):
         row = rows[DEVICE, direction]
         assert row.status == "rejected"
         assert row.reason.startswith(f"device {DEVICE}: ")
         assert reason in row.reason
     assert {row.status for (device, _), row in rows.items() if device != DEVICE} == {"ok"}
-    assert DEVICE not in played[ROUND - 1].notes
-    for ours, theirs in zip(played, without, strict=True):
-        assert tree.equal(ours.snapshot.state, theirs.snapshot.state)
-        assert ours.snapshot.digest() == theirs.snapshot.digest()
-        assert ours.snapshot.acks == theirs.snapshot.acks
+    assert DEVICE not in result[ROUND - 1].notes
+    for ours, theirs in zip(result, without, strict=True):
+        assert tree.equal(ours.checkpoint.state, theirs.checkpoint.state)
+        assert ours.checkpoint.digest() == theirs.checkpoint.digest()
+        assert ours.checkpoint.acks == theirs.checkpoint.acks
 
 
-def test_losing_a_device_does_change_the_state(ready: Prepared, without: list[Played], tmp_path: Path) -> None:
+def test_losing_a_device_does_change_the_state(ready: Prepared, without: list[RoundResult], tmp_path: Path) -> None:
     whole = rounds_of(ready, tmp_path, None)
-    assert whole[0].snapshot.digest() == without[0].snapshot.digest()
-    assert whole[1].snapshot.digest() != without[1].snapshot.digest()
+    assert whole[0].checkpoint.digest() == without[0].checkpoint.digest()
+    assert whole[1].checkpoint.digest() != without[1].checkpoint.digest()
 
 
 @pytest.mark.parametrize("method", ["local", "fedavg"])
@@ -168,8 +171,8 @@ def test_what_was_rejected_did_not_happen_on_the_device_either(
     ready = prepare(small(method, up, "fleet.participation=1.0", "model.name=mlp", "evaluate.every=3"))
     digests = []
     for name, change in {"rejected": sends(lambda data, seen: data[:-1] or b"x"), "lost": lost}.items():
-        played = rounds_of(ready, tmp_path / name, change)
-        trained = [row for row in played[1].rows if row.device == DEVICE and row.verb == "train"]
+        result = rounds_of(ready, tmp_path / name, change)
+        trained = [row for row in result[1].rows if row.device == DEVICE and row.verb == "train"]
         assert [row.status for row in trained] == [name, name]
-        digests.append([found.snapshot.digest() for found in played])
+        digests.append([found.checkpoint.digest() for found in result])
     assert digests[0] == digests[1]

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from potluck.core.errors import RunFolderError, TrainingError
-from potluck.engines.course import Played
-from potluck.engines.inprocess import InProcess
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.inprocess import InProcess
+from potluck.engines.result import RoundResult
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
+from potluck.experiment.prepare import Prepared, prepare
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
-Change = Callable[[Delivery], Delivery]
+Change = Callable[[Response], Response]
 
 
 class Tampering:
@@ -31,26 +31,26 @@ class Tampering:
     def __init__(self, inner: InProcess, change: Change) -> None:
         self.inner, self.change = inner, change
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            yield self.change(delivery)
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            yield self.change(response)
 
 
-def played(ready: Prepared, change: Change, folder: Path, rounds: int = 2) -> list[Played]:
-    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, folder))
-    return list(play(ready.course, Tampering(engine, change), begin(ready.course), rounds))
+def result(ready: Prepared, change: Change, folder: Path, rounds: int = 2) -> list[RoundResult]:
+    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, folder))
+    return list(play(ready.federation, Tampering(engine, change), begin(ready.federation), rounds))
 
 
-def rewritten(delivery: Delivery, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Delivery:
+def rewritten(response: Response, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Response:
     """The delivery with its tree and facts changed."""
-    tree, facts = frame.decode(delivery.frame)
+    tree, facts = frame.decode(response.frame)
     known = json.loads(json.dumps(dict(facts)))
     change(tree, known)
-    return replace(delivery, frame=frame.encode(tree, known))
+    return replace(response, frame=frame.encode(tree, known))
 
 
-def no_change(delivery: Delivery) -> Delivery:
-    return delivery
+def no_change(response: Response) -> Response:
+    return response
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,15 @@ def test_a_false_evaluation_is_named_and_left_out(
 ) -> None:
     ready = prepare(small("local", "model.name=mlp"))
 
-    def change(delivery: Delivery) -> Delivery:
+    def change(response: Response) -> Response:
         def lie(tree: dict[str, Any], facts: dict[str, Any]) -> None:
             kind = torch.int64 if "total" in name else torch.float64
             tree[name] = torch.full((max(1, len(tree[name])),), value, dtype=torch.float64).to(kind)
 
-        hostile = delivery.order.verb == "evaluate" and delivery.order.device.id == 1
-        return rewritten(delivery, lie) if hostile else delivery
+        hostile = response.request.verb == "evaluate" and response.request.device.id == 1
+        return rewritten(response, lie) if hostile else response
 
-    for round in played(ready, change, tmp_path):
+    for round in result(ready, change, tmp_path):
         assert 1 not in round.scores
         assert {0, 2, 3} <= round.scores.keys()
         rejected = [row for row in round.rows if row.status == "rejected"]
@@ -81,10 +81,10 @@ def test_a_false_evaluation_is_named_and_left_out(
 def test_junk_in_place_of_an_evaluation(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "model.name=mlp"))
 
-    def change(delivery: Delivery) -> Delivery:
-        return replace(delivery, frame=b"junk") if delivery.order.verb == "evaluate" else delivery
+    def change(response: Response) -> Response:
+        return replace(response, frame=b"junk") if response.request.verb == "evaluate" else response
 
-    for round in played(ready, change, tmp_path):
+    for round in result(ready, change, tmp_path):
         assert round.scores == {}
         assert all(row.status == "rejected" for row in round.rows if row.verb == "evaluate")
 
@@ -92,34 +92,36 @@ def test_junk_in_place_of_an_evaluation(small: MakeExperiment, tmp_path: Path) -
 def test_a_claimed_state_that_is_not_there_costs_only_its_device(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("fedavg", "model.name=mlp", "fleet.participation=1.0", "fleet.tier=[{name='a',devices=3}]"))
 
-    def change(delivery: Delivery) -> Delivery:
+    def change(response: Response) -> Response:
         def claim(tree: dict[str, Any], facts: dict[str, Any]) -> None:
             facts["own"] = "f" * 64
 
-        hostile = delivery.order.verb == "train" and delivery.order.device.id == 2 and delivery.status == "ok"
-        return rewritten(delivery, claim) if hostile else delivery
+        hostile = response.request.verb == "train" and response.request.device.id == 2 and response.status == "ok"
+        return rewritten(response, claim) if hostile else response
 
-    _, second, _ = played(ready, change, tmp_path, rounds=3)
+    _, second, _ = result(ready, change, tmp_path, rounds=3)
     assert {row.device for row in second.rows if row.status == "rejected"} == {2}
     assert "unusable" in next(row.reason for row in second.rows if row.status == "rejected")
 
 
 def test_a_cohort_of_enemies_does_not_end_the_run(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("fedavg", "model.name=mlp"))
-    first = begin(ready.course)
+    first = begin(ready.federation)
 
-    def change(delivery: Delivery) -> Delivery:
-        return replace(delivery, frame=b"junk") if delivery.order.verb == "train" else delivery
+    def change(response: Response) -> Response:
+        return replace(response, frame=b"junk") if response.request.verb == "train" else response
 
-    *_, last = played(ready, change, tmp_path)
-    assert last.snapshot.round == 2
-    assert torch.equal(next(iter(last.snapshot.state["weights"].values())), next(iter(first.state["weights"].values())))
+    *_, last = result(ready, change, tmp_path)
+    assert last.checkpoint.round == 2
+    assert torch.equal(
+        next(iter(last.checkpoint.state["weights"].values())), next(iter(first.state["weights"].values()))
+    )
 
 
 def test_a_round_in_which_everybody_gives_up_ends_the_run(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("fedavg", "model.name=mlp", "train.lr=1e30"))
     with pytest.raises(TrainingError, match=r"every device of the round gave up.*round 1, tier '\w+', device \d"):
-        played(ready, no_change, tmp_path)
+        result(ready, no_change, tmp_path)
 
 
 def test_a_damaged_own_state_is_told_at_the_resume(small: MakeExperiment, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from torch import Tensor
 from potluck.core import tree
 from potluck.core.errors import WireError
 from potluck.core.spec import Array, Free, Number, OneOf, Spec
-from potluck.engines.seam import Letters
 from potluck.wire import frame
 from potluck.wire.channel import make_channel
+from potluck.wire.messages import Messages
 
 DEVICE, ROUND = 3, 5
 F32 = torch.float32
@@ -66,9 +66,9 @@ CHAINS = [[], ["float16"], ["int8"], ["zstd"], ["int8", "zstd"]]
 every_chain = pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: "+".join(chain) or "plain")
 
 
-def letters(chain: list[str], **changed: Any) -> Letters:
+def messages(chain: list[str], **changed: Any) -> Messages:
     made = make_channel(chain, direction="up")
-    return Letters(
+    return Messages(
         **{
             "method": "fedavg",
             "digest": "c" * 64,
@@ -81,11 +81,11 @@ def letters(chain: list[str], **changed: Any) -> Letters:
 
 
 def up_frame(chain: list[str], sent: dict[str, Any] = GOOD) -> bytearray:
-    return letters(chain).write_up(sent, ROUND, DEVICE, None, FACTS)[0]
+    return messages(chain).write_up(sent, ROUND, DEVICE, None, FACTS)[0]
 
 
 def read(chain: list[str], data: bytes | bytearray) -> dict[str, Any]:
-    return letters(chain).read_up(data, ROUND, DEVICE, SPEC)[0]
+    return messages(chain).read_up(data, ROUND, DEVICE, SPEC)[0]
 
 
 def refused(chain: list[str], data: bytes | bytearray) -> str:
@@ -185,11 +185,11 @@ def test_flipped_bytes_give_an_error_or_a_sound_tree(chain: list[str], changes: 
 
 @every_chain
 @settings(max_examples=150)
-@given(place=st.floats(0, 1, exclude_max=True), letters=st.binary(min_size=1, max_size=6))
-def test_overwritten_headers_give_an_error_or_a_sound_tree(chain: list[str], place: float, letters: bytes) -> None:
+@given(place=st.floats(0, 1, exclude_max=True), messages=st.binary(min_size=1, max_size=6))
+def test_overwritten_headers_give_an_error_or_a_sound_tree(chain: list[str], place: float, messages: bytes) -> None:
     made = up_frame(chain)
-    at = 8 + int(place * (int.from_bytes(made[:8], "little") - len(letters)))
-    made[at : at + len(letters)] = letters
+    at = 8 + int(place * (int.from_bytes(made[:8], "little") - len(messages)))
+    made[at : at + len(messages)] = messages
     sound_or_refused(chain, made)
 
 
@@ -564,13 +564,13 @@ def test_metadata(name: str) -> None:
     ],
 )
 def test_frames_of_another_run(chain: list[str], changed: dict[str, Any], reason: str) -> None:
-    made, _ = letters(chain, **changed).write_up(GOOD, ROUND, DEVICE, None, FACTS)
+    made, _ = messages(chain, **changed).write_up(GOOD, ROUND, DEVICE, None, FACTS)
     assert reason in refused(chain, made)
 
 
 @every_chain
 def test_frames_of_another_round_device_or_direction(chain: list[str]) -> None:
-    sender = letters(chain, down=make_channel(chain, direction="down"))
+    sender = messages(chain, down=make_channel(chain, direction="down"))
     assert "round is 4, expected 5" in refused(chain, sender.write_up(GOOD, 4, DEVICE, None, FACTS)[0])
     assert "device is 2, expected 3" in refused(chain, sender.write_up(GOOD, ROUND, 2, None, FACTS)[0])
     assert "kind is 'down', expected 'up'" in refused(chain, sender.write_down(GOOD, ROUND)[0])
@@ -650,7 +650,7 @@ def test_truth_values_that_are_neither() -> None:
 
 def int8_frame(changed: dict[str, Any]) -> bytearray:
     """The good reply under int8, with leaves of its compressed tree replaced (None: left out)."""
-    pen = letters(["int8"])
+    pen = messages(["int8"])
     by_path = {**dict(tree.leaves(pen.up.compress(GOOD, None, torch.Generator())[0])), **changed}
     sent = tree.assemble({path: value for path, value in by_path.items() if value is not None})
     facts = {"method": "fedavg", "config": "c" * 64, "kind": "up", "round": ROUND, "device": DEVICE}

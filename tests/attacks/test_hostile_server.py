@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from potluck.engines.inprocess import InProcess
-from potluck.engines.seam import Delivery, Order
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.inprocess import InProcess
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 
@@ -32,25 +32,25 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
-def answers(method: str, change: Change, small: MakeExperiment, folder: Path) -> Delivery:
+def answers(method: str, change: Change, small: MakeExperiment, folder: Path) -> Response:
     ready = run.prepare(small(method, "rounds=1"))
-    side = build.make_side(ready.experiment, ready.shares, folder / "own")
-    course, device = ready.course, ready.course.fleet.devices[0]
-    desk = course.desk(1)
-    down = course.method.cast(course.method.start(desk), device, desk)
-    frame, size = course.letters.write_down(change(down), 1)
-    order = Order(device=device, round=1, verb="train", frame=frame, tensor_bytes=size)
-    (delivery,) = InProcess(side=side).exchange([order], None)
-    return replace(delivery, order=order)
+    runtime = build.make_runtime(ready.experiment, ready.shares, folder / "own")
+    federation, device = ready.federation, ready.federation.fleet.devices[0]
+    server_context = federation.server_context(1)
+    down = federation.method.broadcast(federation.method.initial_state(server_context), device, server_context)
+    frame, size = federation.messages.write_down(change(down), 1)
+    request = Request(device=device, round=1, verb="train", frame=frame, tensor_bytes=size)
+    (response,) = InProcess(runtime=runtime).exchange([request], None)
+    return replace(response, request=request)
 
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("method", ["fedavg", "fedprox", "fedode", "feddeq", "fedhm"])
 def test_a_message_that_does_not_suit_is_refused(method: str, name: str, small: MakeExperiment, tmp_path: Path) -> None:
     change, reason = CHANGES[name]
-    delivery = answers(method, change, small, tmp_path)
-    assert delivery.status == "rejected"
-    assert reason in delivery.reason
+    response = answers(method, change, small, tmp_path)
+    assert response.status == "rejected"
+    assert reason in response.reason
     assert not list((tmp_path / "own").glob("*.safetensors"))
 
 

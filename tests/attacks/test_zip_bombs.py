@@ -11,13 +11,13 @@ import zstandard
 
 from potluck.core.errors import WireError
 from potluck.core.spec import Array, Number
-from potluck.engines.seam import Letters
 from potluck.wire import frame
 from potluck.wire.channel import make_channel
+from potluck.wire.messages import Messages
 
 SPEC = {"w": Array(dtype=torch.float32, shape=(1000,)), "samples": Number(kind=int, low=1, high=100)}
 GOOD = {"w": torch.arange(1000, dtype=torch.float32), "samples": 3}
-LETTERS = Letters(
+LETTERS = Messages(
     method="fedavg",
     digest="c" * 64,
     up=make_channel(["zstd"], direction="up"),

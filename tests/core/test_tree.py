@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potluck.core import tree
+from potluck.core.mean import WeightedMean
 
 keys = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=5)
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -165,7 +166,7 @@ def test_finite_finds_every_odd_value(dtype: torch.dtype, odd: float) -> None:
 
 
 def mean_of(replies: list[tuple[dict[str, Any], float]]) -> dict[str, Any]:
-    mean = tree.WeightedMean()
+    mean = WeightedMean()
     for found, weight in replies:
         mean.add(found, weight)
     return mean.result()
@@ -260,6 +261,6 @@ def test_odd_weights_are_refused(weight: float) -> None:
 
 
 def test_the_mean_of_nothing_is_an_error() -> None:
-    assert not tree.WeightedMean()
+    assert not WeightedMean()
     with pytest.raises(ValueError, match="the mean of nothing"):
-        tree.WeightedMean().result()
+        WeightedMean().result()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from potluck.core import seeds
-from potluck.core.types import Desk, Device, Shard, Task
+from potluck.core.contexts import DeviceContext, ServerContext
+from potluck.core.types import Device, Shard
 
 DEVICE = Device(
     id=3, tier="phone", memory_bytes=1, flops_per_s=1.0, uplink_bytes_per_s=1.0, downlink_bytes_per_s=1.0, latency_s=0.0
@@ -58,19 +59,19 @@ def test_a_part_of_a_share_keeps_what_belongs_to_its_samples() -> None:
 
 def test_a_task_draws_from_its_own_generator() -> None:
     data = shard(torch.zeros(6, 2, 1, 1))
-    task = Task(round=2, device=DEVICE, data=data, public=None, seed=9)
+    task = DeviceContext(round=2, device=DEVICE, data=data, public=None, seed=9)
     assert task.rng("train").initial_seed() == seeds.derived(9, 2, 3, "train")
-    desk = Desk(round=2, devices=[DEVICE], held=None, public=None, seed=9)
-    assert desk.rng("train").initial_seed() == seeds.derived(9, 2, seeds.SERVER, "train")
+    server_context = ServerContext(round=2, devices=[DEVICE], held=None, public=None, seed=9)
+    assert server_context.rng("train").initial_seed() == seeds.derived(9, 2, seeds.SERVER, "train")
     with pytest.raises(FrozenInstanceError):
         task.round = 3  # type: ignore[misc]
 
 
 def test_a_desk_computes_a_thing_once_a_round() -> None:
     calls: list[int] = []
-    desk = Desk(round=1, devices=[], held=None, public=None, seed=0)
+    server_context = ServerContext(round=1, devices=[], held=None, public=None, seed=0)
     for _ in range(3):
-        assert desk.once("svd", lambda: calls.append(1) or len(calls)) == 1
-    assert desk.once("other", lambda: 5) == 5
-    assert Desk(round=2, devices=[], held=None, public=None, seed=0).once("svd", lambda: 7) == 7
+        assert server_context.once("svd", lambda: calls.append(1) or len(calls)) == 1
+    assert server_context.once("other", lambda: 5) == 5
+    assert ServerContext(round=2, devices=[], held=None, public=None, seed=0).once("svd", lambda: 7) == 7
     assert len(calls) == 1

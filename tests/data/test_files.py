@@ -11,8 +11,8 @@ import torch
 
 from potluck.core.errors import DataError
 from potluck.data.dataset import Dataset, dataset
-from potluck.data.shard import Shares, share_out
-from potluck.data.spec import Files
+from potluck.data.partition.rules import Files
+from potluck.data.shares import Shares, share_out
 
 
 def source() -> Dataset:

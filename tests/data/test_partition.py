@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from potluck.core.errors import DataError
 from potluck.data.dataset import Dataset, dataset
-from potluck.data.partition import partition
-from potluck.data.spec import Column, PartitionSpec, column_of
+from potluck.data.partition.partition import partition
+from potluck.data.partition.rules import Column, PartitionSpec, column_of
 
 SPEC: TypeAdapter[PartitionSpec] = TypeAdapter(PartitionSpec)
 

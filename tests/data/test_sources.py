@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError, MissingExtraError
-from potluck.data.sources import SOURCES, describe, load
+from potluck.data.sources_old import SOURCES, describe, load
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -13,10 +13,10 @@ import torch
 
 from potluck.core.errors import DataError
 from potluck.core.types import Shard
-from potluck.data.shard import Shares, share_out
-from potluck.data.sources import load
-from potluck.data.spec import Domains, Files, Iid
-from potluck.data.split import content_digest, read_shard, write_split
+from potluck.data.partition.rules import Domains, Files, Iid
+from potluck.data.shares import Shares, share_out
+from potluck.data.sources_old import load
+from potluck.deploy.split import content_digest, read_shard, write_split
 
 
 def shares(source: str = "synthetic:60,3,9,8", spec: Any = None) -> Shares:

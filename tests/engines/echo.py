@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from potluck.core.errors import TrainingError
-from potluck.engines.seam import Delivery, Order
+from potluck.engines.contract import Request, Response
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Echo:
 
     compute: str = "cpu"
 
-    def answer(self, order: Order) -> Delivery:
+    def answer(self, request: Request) -> Response:
         """The frame twice, and the order's number as the seconds."""
-        if order.ack == 1:
+        if request.ack == 1:
             raise TrainingError("no")
-        if order.ack == 2:
+        if request.ack == 2:
             os._exit(7)
-        return Delivery(order=order, status="ok", frame=bytes(order.frame) * 2, seconds=float(order.round))
+        return Response(request=request, status="ok", frame=bytes(request.frame) * 2, seconds=float(request.round))
 
 
 def make_echo() -> Echo:

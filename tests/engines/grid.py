@@ -16,8 +16,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from potluck.deploy.fleet_app import client_app, on_flower, server_app, write_app
 from potluck.experiment.config import Experiment
-from potluck.experiment.fleet_app import client_app, on_flower, server_app, write_app
 
 Fault = Callable[[Message, Message], "Message | None"]
 """(order, reply) -> what arrives; None: nothing ever does."""
@@ -38,7 +38,7 @@ def one_task() -> Iterator[None]:
 
 
 def failed(code: int, reason: str = "a reason") -> Fault:
-    return lambda order, reply: Message(Error(code=code, reason=reason), reply_to=order)
+    return lambda request, reply: Message(Error(code=code, reason=reason), reply_to=request)
 
 
 @dataclass

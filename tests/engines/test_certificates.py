@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
-from potluck.cli import app
+from potluck.cli.runs import app
 from potluck.core.errors import ConfigError
-from potluck.engines.certificates import (
+from potluck.engines.security.certificates import (
     common_name,
-    demand_pair,
+    require_pair,
     sign,
     ssh_private,
     ssh_public,
@@ -41,10 +41,10 @@ def handshake(folder: Path, server: str, client: str, host: str, client_folder: 
     there = sides[1].wrap_bio(b, a, server_hostname=host)
     done: set[ssl.SSLObject] = set()
     for _ in range(8):
-        for side in (there, here):
+        for runtime in (there, here):
             try:
-                side.do_handshake()
-                done.add(side)
+                runtime.do_handshake()
+                done.add(runtime)
             except ssl.SSLWantReadError:
                 pass
     assert len(done) == 2
@@ -84,7 +84,7 @@ def test_a_device_makes_its_own_key(tmp_path: Path) -> None:
         path, names = sign(tmp_path / "ca", request)
         assert names == (hosts or ["localhost", "127.0.0.1", "::1"])
         (tmp_path / f"device-{peer}" / path.name).write_bytes(path.read_bytes())
-        demand_pair(path, key)
+        require_pair(path, key)
     for file in (tmp_path / "device-0").iterdir():
         (tmp_path / "ca" / file.name).write_bytes(file.read_bytes())
     assert handshake(tmp_path / "ca", "peer-0", "peer-1", "peer-a.example", tmp_path / "device-1") == "peer-1"
@@ -119,7 +119,7 @@ def test_requests_of_no_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no request in PEM form"):
         sign(tmp_path / "ca", key)
     with pytest.raises(ConfigError, match="not the key of --cert"):
-        demand_pair(tmp_path / "ca" / "peer-0.pem", key)
+        require_pair(tmp_path / "ca" / "peer-0.pem", key)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_the_commands_from_request_to_certificate(tmp_path: Path) -> None:
     assert "stays here" in ran(str(tmp_path / "mine"), "--csr", "4", "--host", "4=peer-e.example")
     said = ran(str(tmp_path / "ca"), "--sign", str(tmp_path / "mine" / "peer-4.csr"))
     assert "is for peer-e.example" in said
-    demand_pair(tmp_path / "ca" / "peer-4.pem", tmp_path / "mine" / "peer-4.key")
+    require_pair(tmp_path / "ca" / "peer-4.pem", tmp_path / "mine" / "peer-4.key")

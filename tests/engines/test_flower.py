@@ -12,11 +12,11 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from tests.engines.grid import Fault, HereGrid, failed, grid_of, one_task, serve
 
 from potluck.core.errors import ConfigError, EngineError, WireError
-from potluck.engines import flower
-from potluck.engines.flower_frame import STYPE, pack, size_of, unpack
+from potluck.engines.flower import engine
+from potluck.engines.flower.frames import STYPE, pack, size_of, unpack
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
 
 MakeExperiment = Callable[..., Experiment]
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)  # each answer builds its device's side an
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between two looks; a deadline passes as soon as nothing has come."""
     monkeypatch.setattr(
-        flower.FlowerEngine.__init__, "__defaults__", (0.001, *flower.FlowerEngine.__init__.__defaults__[1:])
+        engine.FlowerEngine.__init__, "__defaults__", (0.001, *engine.FlowerEngine.__init__.__defaults__[1:])
     )  # type: ignore[misc]
 
 
@@ -86,25 +86,25 @@ def play(make: MakeExperiment, folder: Path, fault: Fault, method: str = "fedavg
     return grid
 
 
-def other_type(order: Message, reply: Message) -> Message:
+def other_type(request: Message, reply: Message) -> Message:
     array = Array("uint8", (3,), "numpy.ndarray", b"abc")
     content = RecordDict({"frame": ArrayRecord({"frame": array}), "reply": reply.content["reply"]})
-    return Message(content, reply_to=order)
+    return Message(content, reply_to=request)
 
 
-def two_arrays(order: Message, reply: Message) -> Message:
+def two_arrays(request: Message, reply: Message) -> Message:
     array = Array("uint8", (3,), STYPE, b"abc")
     content = RecordDict({"frame": ArrayRecord({"frame": array, "more": array}), "reply": reply.content["reply"]})
-    return Message(content, reply_to=order)
+    return Message(content, reply_to=request)
 
 
-def truncated(order: Message, reply: Message) -> Message:
+def truncated(request: Message, reply: Message) -> Message:
     frame = unpack(reply.content)
-    return Message(RecordDict({"frame": pack(frame[:-1]), "reply": reply.content["reply"]}), reply_to=order)
+    return Message(RecordDict({"frame": pack(frame[:-1]), "reply": reply.content["reply"]}), reply_to=request)
 
 
-def no_facts(order: Message, reply: Message) -> Message:
-    return Message(RecordDict({"frame": pack(unpack(reply.content))}), reply_to=order)
+def no_facts(request: Message, reply: Message) -> Message:
+    return Message(RecordDict({"frame": pack(unpack(reply.content))}), reply_to=request)
 
 
 FAULTS: dict[str, tuple[Fault, str, str]] = {
@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Fault, str, str]] = {
     "a node that is gone": (failed(5), "lost", "it is gone"),
     "a mod": (failed(6), "rejected", "a reason"),
     "a crash": (failed(8), "rejected", "a reason"),
-    "nothing": (lambda order, reply: None, "late", f"no answer within {DEADLINE_S:g} s"),
+    "nothing": (lambda request, reply: None, "late", f"no answer within {DEADLINE_S:g} s"),
     "another type": (other_type, "rejected", "'numpy.ndarray'"),
     "two arrays": (two_arrays, "rejected", "expected one array"),
     "a cut frame": (truncated, "rejected", "truncated or padded"),
@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on_to_the_same_state(small: MakeExperiment, tmp_path
 
 
 def test_a_lost_state_is_told(small: MakeExperiment, tmp_path: Path) -> None:
-    def forget(order: Message, reply: Message) -> Message:
+    def forget(request: Message, reply: Message) -> Message:
         for path in (tmp_path / "store-1").rglob("*.safetensors"):
             path.unlink()
         return reply
@@ -242,9 +242,9 @@ def test_a_limit_lets_a_run_start_without_all(small: MakeExperiment, tmp_path: P
 def test_the_ledger_tells_the_messages_around_the_frames(small: MakeExperiment, tmp_path: Path) -> None:
     """Of the message that was made; what never left, or never came, has no bytes."""
     grid = play(small, tmp_path, FAULTS["nothing"][0], "local")
-    orders = [message for message in grid.sent if "order" in message.content.config_records]
+    requests = [message for message in grid.sent if "order" in message.content.config_records]
     with one_task():
-        found = sorted(size_of(message) for message in orders)
+        found = sorted(size_of(message) for message in requests)
     rows = Run.load(tmp_path / "run").ledger
     assert sorted(row["engine_bytes"] for row in rows if row["direction"] == "down") == found
     for row in rows:

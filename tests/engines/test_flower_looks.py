@@ -14,9 +14,8 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.superlink.grid import http_grid
 from flwr.supernode.runtime import run_clientapp
 
-from potluck.engines import flower_looks
-from potluck.engines.flower_frame import pack
-from potluck.engines.flower_looks import Looks, look_often, look_often_on_device, pause
+from potluck.engines.flower.frames import pack
+from potluck.engines.flower.polling import ReplyPoller, pause, poll_often, poll_often_on_device
 
 
 def grid_of(slow: threading.Event, seen: list[str]) -> Any:
@@ -35,7 +34,7 @@ def grid_of(slow: threading.Event, seen: list[str]) -> Any:
 def test_an_upload_under_way_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flower_looks, "PATIENCE_S", 0.05)
     slow, seen = threading.Event(), list[str]()
-    looks = Looks(grid=grid_of(slow, seen))
+    looks = ReplyPoller(grid=grid_of(slow, seen))
     found = list[Any]()
     for _ in range(3):
         found += looks.replies(["slow", "fast", "none"])
@@ -51,7 +50,7 @@ def test_an_upload_under_way_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) 
 def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flower_looks, "PATIENCE_S", 0.05)
     slow = threading.Event()
-    looks = Looks(grid=grid_of(slow, []))
+    looks = ReplyPoller(grid=grid_of(slow, []))
     assert not list(looks.replies(["slow"]))
     looks.forget("slow")
     slow.set()
@@ -67,7 +66,7 @@ def test_flower_looks_at_an_upload_as_often_as_we_say(monkeypatch: pytest.Monkey
     """The function is Flower's own and not part of its interface: this fails where a new version has none."""
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
     monkeypatch.setattr(flower_looks, "UPLOAD_POLL_S", 0.01)
-    look_often()
+    poll_often()
     asked = list[str]()
 
     def pull(name: str) -> bytes:
@@ -86,7 +85,7 @@ def test_a_message_looks_at_its_order_as_often_as_we_say(monkeypatch: pytest.Mon
         run_clientapp, "pull_and_inflate_object_from_tree", run_clientapp.pull_and_inflate_object_from_tree
     )
     monkeypatch.setattr(flower_looks, "UPLOAD_POLL_S", 0.01)
-    look_often_on_device()
+    poll_often_on_device()
     record, asked = pack(b"frame"), list[str]()
     contents = {name: part.deflate() for name, part in get_all_nested_objects(record).items()}
 

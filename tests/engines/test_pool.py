@@ -9,9 +9,9 @@ from tests.engines.echo import make_echo
 
 from potluck.core.errors import EngineError, TrainingError
 from potluck.core.types import Device
-from potluck.engines.pool import AHEAD, MOST_TOGETHER, Pool
-from potluck.engines.seam import Delivery, Order
-from potluck.engines.worker import SMALL_BYTES
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.pool import AHEAD, MOST_TOGETHER, Pool
+from potluck.engines.local.worker import SMALL_BYTES
 
 DEVICE = Device(
     id=3,
@@ -25,8 +25,8 @@ DEVICE = Device(
 LONG = 3 * 2**20
 
 
-def order(number: int, frame: bytes, ack: int = 0) -> Order:
-    return Order(device=DEVICE, round=number, verb="train", frame=frame, ack=ack)
+def request(number: int, frame: bytes, ack: int = 0) -> Request:
+    return Request(device=DEVICE, round=number, verb="train", frame=frame, ack=ack)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_replies_come_in_order_whatever_their_size(pool: Pool, sizes: list[int])
     """The same frame again and again, and another each time: nobody waits for ever for the other to read."""
     frames = [bytes([number % 251]) * sizes[number % len(sizes)] for number in range(40)]
     for sent in (frames, frames[:1] * 40):
-        found = list(pool.exchange((order(number, frame) for number, frame in enumerate(sent)), None))
-        assert [delivery.order.round for delivery in found] == list(range(40))
-        assert all(bytes(delivery.frame) == frame * 2 for delivery, frame in zip(found, sent, strict=True))
+        found = list(pool.exchange((request(number, frame) for number, frame in enumerate(sent)), None))
+        assert [response.request.round for response in found] == list(range(40))
+        assert all(bytes(response.frame) == frame * 2 for response, frame in zip(found, sent, strict=True))
 
 
 @pytest.mark.parametrize(("size", "together"), [(SMALL_BYTES, MOST_TOGETHER), (SMALL_BYTES + 1, 1)])
@@ -51,33 +51,33 @@ def test_orders_are_drawn_only_a_little_ahead(pool: Pool, size: int, together: i
     drawn: list[int] = []
     frame = b"x" * size
 
-    def orders() -> Iterator[Order]:
+    def requests() -> Iterator[Request]:
         for number in range(200):
             drawn.append(number)
-            yield order(number, frame)
+            yield request(number, frame)
 
-    for taken, delivery in enumerate(pool.exchange(orders(), None)):
-        assert delivery.order.round == taken
-        assert bytes(delivery.frame) == frame * 2
+    for taken, response in enumerate(pool.exchange(requests(), None)):
+        assert response.request.round == taken
+        assert bytes(response.frame) == frame * 2
         assert len(drawn) <= taken + 2 + AHEAD * 2 * together
 
 
 def test_an_exchange_that_is_given_up_does_not_disturb_the_next(pool: Pool) -> None:
-    given_up = pool.exchange((order(number, b"a" * LONG) for number in range(9)), None)
+    given_up = pool.exchange((request(number, b"a" * LONG) for number in range(9)), None)
     next(given_up)
     given_up.close()  # type: ignore[attr-defined]
-    found: list[Delivery] = list(pool.exchange((order(number, b"b") for number in range(9)), None))
-    assert [(delivery.seconds, bytes(delivery.frame)) for delivery in found] == [(float(n), b"bb") for n in range(9)]
+    found: list[Response] = list(pool.exchange((request(number, b"b") for number in range(9)), None))
+    assert [(response.seconds, bytes(response.frame)) for response in found] == [(float(n), b"bb") for n in range(9)]
 
 
 def test_late_is_told_by_the_deadline(pool: Pool) -> None:
-    found = pool.exchange((order(number, b"a") for number in (1, 9)), 5.0)
-    assert [delivery.status for delivery in found] == ["ok", "late"]
+    found = pool.exchange((request(number, b"a") for number in (1, 9)), 5.0)
+    assert [response.status for response in found] == ["ok", "late"]
 
 
 def test_an_error_keeps_its_kind_and_names_the_device(pool: Pool) -> None:
-    exchanged = pool.exchange((order(number, b"a", ack=int(number == 2)) for number in range(6)), None)
-    assert [next(exchanged).order.round, next(exchanged).order.round] == [0, 1]
+    exchanged = pool.exchange((request(number, b"a", ack=int(number == 2)) for number in range(6)), None)
+    assert [next(exchanged).request.round, next(exchanged).request.round] == [0, 1]
     with pytest.raises(TrainingError, match="device 3, round 2: no"):
         next(exchanged)
 
@@ -86,5 +86,5 @@ def test_an_error_keeps_its_kind_and_names_the_device(pool: Pool) -> None:
 def test_a_dead_worker_is_told_with_its_exit_code(size: int) -> None:
     with Pool(make_echo, (), workers=1, threads=1) as doomed:  # type: ignore[arg-type]
         with pytest.raises(EngineError, match="exit code 7 while device 3 was training"):
-            list(doomed.exchange((order(number, b"a" * size, ack=2 * int(number == 1)) for number in range(6)), None))
+            list(doomed.exchange((request(number, b"a" * size, ack=2 * int(number == 1)) for number in range(6)), None))
         assert len(doomed.pids) == 1

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from potluck.core.errors import ConfigError, EngineError
-from potluck.engines import probe_link
-from potluck.engines.probe_link import HEAD, MAGIC, MOST_BYTES, MOST_CONNECTION_BYTES, MOST_CONNECTIONS
+from potluck.planning import probe_link
+from potluck.planning.probe_link import HEAD, MAGIC, MOST_BYTES, MOST_CONNECTION_BYTES, MOST_CONNECTIONS
 
 Address = tuple[str, int]
 

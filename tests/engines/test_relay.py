@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from potluck.core.types import Desk, Reply, Task
-from potluck.engines.course import Played
-from potluck.engines.inprocess import InProcess
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.engines.contract import Engine, Request, Response
+from potluck.engines.local.inprocess import InProcess
 from potluck.engines.relay import Relay
+from potluck.engines.result import RoundResult
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Engine, Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import prepare
+from potluck.experiment.prepare import prepare
 
 MakeExperiment = Callable[..., Experiment]
 SEEDS, CLASSES, PEERS = 26, 10, 4
@@ -34,18 +34,18 @@ class Lossy:
     def __init__(self, inner: Engine, device: int, round: int, verbs: Sequence[str], **changed: Any) -> None:
         self.inner, self.hit, self.verbs, self.changed = inner, (device, round), verbs, changed
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            order = delivery.order
-            hit = order.verb in self.verbs and (order.device.id, order.round) == self.hit
-            yield replace(delivery, **self.changed) if hit else delivery
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            request = response.request
+            hit = request.verb in self.verbs and (request.device.id, request.round) == self.hit
+            yield replace(response, **self.changed) if hit else response
 
 
-def played_with(experiment: Experiment, own: Path, *, rounds: int = 3, **lossy: Any) -> list[Played]:
+def played_with(experiment: Experiment, own: Path, *, rounds: int = 3, **lossy: Any) -> list[RoundResult]:
     ready = prepare(experiment)
-    engine: Engine = InProcess(side=build.make_side(ready.experiment, ready.shares, own))
+    engine: Engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, own))
     engine = Lossy(engine, **lossy) if lossy else engine
-    return list(play(ready.course, engine, begin(ready.course), rounds))
+    return list(play(ready.federation, engine, begin(ready.federation), rounds))
 
 
 @pytest.mark.parametrize(("posts", "value", "summed"), [("fixed16", 2, 4), ("fixed8", 1, 2), ("float32", 4, 0)])
@@ -66,10 +66,10 @@ def test_forwarding_equals_pooling(small: MakeExperiment, tmp_path: Path, posts:
     digests = set()
     for pools in (True, False):
         ready = prepare(small("fedh2l", "engine.relay=true", f"method.posts={posts}"))
-        side = build.make_side(ready.experiment, ready.shares, tmp_path / str(pools))
-        course = replace(ready.course, method=replace(ready.course.method, pools=pools))
-        *_, last = play(course, InProcess(side=side), begin(course), 3)
-        digests.add(last.snapshot.digest())
+        runtime = build.make_runtime(ready.experiment, ready.shares, tmp_path / str(pools))
+        federation = replace(ready.federation, method=replace(ready.federation.method, pools=pools))
+        *_, last = play(federation, InProcess(runtime=runtime), begin(federation), 3)
+        digests.add(last.checkpoint.digest())
     assert len(digests) == 1
 
 
@@ -106,59 +106,64 @@ def test_a_post_that_did_not_arrive_did_not_happen(small: MakeExperiment, tmp_pa
     for name, verbs in {"false": ["post"], "true": ["train"]}.items():
         experiment = small("fedh2l", *EVERYBODY, f"engine.relay={name}")
         lossy = {"device": 1, "round": 2, "verbs": verbs, "status": status, "reason": "as told", "frame": b""}
-        played = played_with(experiment, tmp_path / name, **lossy)
-        rows = [row for row in played[1].rows if row.device == 1 and row.verb in ("post", "absorb", "train")]
+        result = played_with(experiment, tmp_path / name, **lossy)
+        rows = [row for row in result[1].rows if row.device == 1 and row.verb in ("post", "absorb", "train")]
         assert {row.status for row in rows} == {status}
-        assert played[1].notes.keys() == {0, 2, 3}
-        digests.append(played[-1].snapshot.digest())
+        assert result[1].notes.keys() == {0, 2, 3}
+        digests.append(result[-1].checkpoint.digest())
     assert digests[0] == digests[1]
-    assert digests[0] != played_with(small("fedh2l", *EVERYBODY), tmp_path / "whole")[-1].snapshot.digest()
+    assert digests[0] != played_with(small("fedh2l", *EVERYBODY), tmp_path / "whole")[-1].checkpoint.digest()
 
 
 def test_a_damaged_post_costs_only_its_peer(small: MakeExperiment, tmp_path: Path) -> None:
-    played = played_with(
+    result = played_with(
         small("fedh2l", *EVERYBODY), tmp_path, device=2, round=1, verbs=["post"], frame=bytes(range(256)) * 9
     )
-    (row,) = [row for row in played[0].rows if row.device == 2 and row.verb == "post"]
+    (row,) = [row for row in result[0].rows if row.device == 2 and row.verb == "post"]
     assert (row.status, row.reason.startswith("device 2: ")) == ("rejected", True)
-    assert {row.device for row in played[0].rows if row.verb == "absorb"} == {0, 1, 3}
-    assert played[0].snapshot.acks.keys() == {0, 1, 3}
-    assert {notes["peers"] for notes in played[0].notes.values()} == {2.0}
+    assert {row.device for row in result[0].rows if row.verb == "absorb"} == {0, 1, 3}
+    assert result[0].checkpoint.acks.keys() == {0, 1, 3}
+    assert {notes["peers"] for notes in result[0].notes.values()} == {2.0}
 
 
 def test_a_peer_whose_absorbing_failed_starts_from_before_the_round(small: MakeExperiment, tmp_path: Path) -> None:
     lossy = {"device": 1, "round": 2, "verbs": ["absorb"], "status": "rejected", "reason": "no memory"}
-    played = played_with(small("fedh2l", *EVERYBODY), tmp_path, **lossy)
-    assert played[1].snapshot.acks == {0: 2, 1: 1, 2: 2, 3: 2}
-    assert played[1].snapshot.own[1] == played[0].snapshot.own[1]
-    assert played[2].snapshot.acks[1] == 3
+    result = played_with(small("fedh2l", *EVERYBODY), tmp_path, **lossy)
+    assert result[1].checkpoint.acks == {0: 2, 1: 1, 2: 2, 3: 2}
+    assert result[1].checkpoint.own[1] == result[0].checkpoint.own[1]
+    assert result[2].checkpoint.acks[1] == 3
 
 
 def test_posts_of_a_round_wait_for_peers_that_sit_out(small: MakeExperiment) -> None:
     ready = prepare(small("fedh2l", "engine.relay=true", *EVERYBODY))
-    relay, devices = ready.course.method, ready.course.fleet.devices
+    relay, devices = ready.federation.method, ready.federation.fleet.devices
     assert isinstance(relay, Relay)
     state: Any = {}
     for round, cohort in ((1, (0, 1)), (2, (1, 2))):
-        desk = ready.course.desk(round)
-        replies = [Reply(device=devices[k], round=round, up=up_of(relay, ready, k, round)) for k in cohort]
-        state = relay.merge(state, replies, desk)
+        server_context = ready.federation.server_context(round)
+        replies = [Reply(device=devices[k], round=round, update=up_of(relay, ready, k, round)) for k in cohort]
+        state = relay.aggregate(state, replies, server_context)
     assert {number: list(held) for number, held in state["rounds"].items()} == {"1": ["pool"], "2": ["pool"]}
     assert [relay.pending(state, device) for device in devices] == [1, 2, 2, 0]
     assert relay.without(state, [0])["rounds"].keys() == {"2"}
     assert relay.without(state, [0, 1, 2]) == {}
-    assert relay.merge(state, [], ready.course.desk(3)) is state
+    assert relay.aggregate(state, [], ready.federation.server_context(3)) is state
 
 
 def up_of(relay: Relay, ready: Any, number: int, round: int) -> Any:
-    course, shares = ready.course, ready.shares
-    device = course.fleet.devices[number]
-    task = Task(round=round, device=device, data=shares.train[number], public=shares.public, seed=course.seed)
-    return relay.inner.post(relay.inner.start(task), task)[1]
+    federation, shares = ready.federation, ready.shares
+    device = federation.fleet.devices[number]
+    task = DeviceContext(
+        round=round, device=device, data=shares.train[number], public=shares.public, seed=federation.seed
+    )
+    return relay.inner.publish(relay.inner.initial_state(task), task)[1]
 
 
 def test_a_relay_checks_posts_as_a_peer_does(small: MakeExperiment) -> None:
     ready = prepare(small("fedh2l", "engine.relay=true", *EVERYBODY))
-    desk: Desk = ready.course.desk(1)
-    expected = ready.course.method.expect({}, ready.course.fleet.devices[0], desk)
-    assert expected["seed_digest"].value == ready.course.method.expect({}, desk.devices[3], desk)["seed_digest"].value
+    server_context: ServerContext = ready.federation.server_context(1)
+    expected = ready.federation.method.update_spec({}, ready.federation.fleet.devices[0], server_context)
+    assert (
+        expected["seed_digest"].value
+        == ready.federation.method.update_spec({}, server_context.devices[3], server_context)["seed_digest"].value
+    )

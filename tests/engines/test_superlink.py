@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from potluck.core.errors import ConfigError, EngineError
-from potluck.engines import superlink
-from potluck.engines.certificates import write_certificates, write_ssh_private, write_ssh_public
-from potluck.engines.superlink import (
+from potluck.deploy.join import JoinOptions, join
+from potluck.engines.flower import superlink
+from potluck.engines.flower.superlink import (
     Address,
     address_of,
-    demand_free_port,
     descendants,
     environment,
     fault_of,
     free_port,
+    require_free_port,
 )
-from potluck.experiment.join import Joining, join
+from potluck.engines.security.certificates import write_certificates, write_ssh_private, write_ssh_public
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def test_a_fault_that_waiting_does_not_mend_is_told(keys: Path, served: str, off
     assert not may_mend
 
 
-def joining(keys: Path, store: Path, port: int, **changed: object) -> Joining:
+def joining(keys: Path, store: Path, port: int, **changed: object) -> JoinOptions:
     (store.parent / "share.npz").touch()
     given: dict[str, object] = {
         "address": f"127.0.0.1:{port}",
@@ -117,7 +117,7 @@ def joining(keys: Path, store: Path, port: int, **changed: object) -> Joining:
         "warm": False,
         **changed,
     }
-    return Joining(**given)  # type: ignore[arg-type]
+    return JoinOptions(**given)  # type: ignore[arg-type]
 
 
 def test_nobody_there_may_mend(keys: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_two_devices_do_not_share_a_folder(keys: Path, tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_told() -> None:
     with listening(None) as port, pytest.raises(ConfigError, match=r"cannot listen there .*; choose another port"):
-        demand_free_port(Address(host="127.0.0.1", port=port, ca=None))
+        require_free_port(Address(host="127.0.0.1", port=port, ca=None))
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", ":8443", "host:http", "host:0", "host:70000"])

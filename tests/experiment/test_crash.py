@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from potluck.core.errors import RunFolderError
-from potluck.engines.superlink import descendants
+from potluck.engines.flower.superlink import descendants
 from potluck.experiment import run, store
 from potluck.experiment.config import Experiment
 
 MakeExperiment = Callable[..., Experiment]
-POTLUCK = [sys.executable, "-m", "potluck.cli"]
+POTLUCK = [sys.executable, "-m", "potluck.cli.runs"]
 
 
 class PowerCutError(BaseException):
@@ -161,7 +161,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(small: MakeExperiment
     assert process.returncode == 130
     assert f"potluck resume {folder}" in told
     assert "Traceback" not in told
-    assert store.read_snapshot(folder).round >= 1
+    assert store.read_checkpoint(folder).round >= 1
 
 
 def test_a_second_writer_is_refused(small: MakeExperiment, tmp_path: Path) -> None:

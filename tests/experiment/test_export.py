@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError, RunFolderError
+from potluck.deploy import export as exporting
+from potluck.deploy.export import export
 from potluck.engines.round import begin
-from potluck.experiment import export as exporting
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.export import export
-from potluck.experiment.loaded import Run
-from potluck.experiment.run import prepare
+from potluck.experiment.prepare import prepare
+from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
 from potluck.methods.protocol import deployed
-from potluck.models.deq import set_depth
-from potluck.models.flops import forward_flops
-from potluck.models.zoo import make, make_at_depth
+from potluck.nets.deqnet import set_depth
+from potluck.nets.zoo import make, make_at_depth
 from potluck.solvers import IFT, Anderson
+from potluck.training.flops import forward_flops
 
 MakeExperiment = Callable[..., Experiment]
 SHAPE = (1, 8, 8)
@@ -92,10 +92,10 @@ def test_what_a_tier_of_any_method_deploys_has_an_onnx_form(small: MakeExperimen
 def deployable(small: MakeExperiment) -> Iterator[tuple[str, nn.Module]]:
     """What each method deploys on a device of each tier, and implicit nets at a fixed depth."""
     for method in METHODS:
-        course = prepare(small(method)).course
-        state = None if course.method.traits.peers else begin(course).state
-        for device in course.fleet.devices[1:3]:
-            net = deployed(course.method, state, None, device).to(memory_format=torch.contiguous_format).eval()
+        federation = prepare(small(method)).federation
+        state = None if federation.method.traits.peers else begin(federation).state
+        for device in federation.fleet.devices[1:3]:
+            net = deployed(federation.method, state, None, device).to(memory_format=torch.contiguous_format).eval()
             yield f"{method}-{device.tier}", net
     torch.manual_seed(0)
     for name in ("odenet-cifar-like", "deq-xs-like"):

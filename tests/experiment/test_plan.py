@@ -15,12 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from potluck.core.errors import ConfigError, TrainingError
-from potluck.engines.live import LiveBytes
-from potluck.experiment import plan_dry, plan_fit, run, store
+from potluck.experiment import run, store
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment
-from potluck.experiment.plan import MethodPlan, TierPlan, methods_of, plan, plan_one
 from potluck.methods import METHODS
+from potluck.planning import fit
+from potluck.planning.plan import MethodPlan, TierPlan, methods_of, plan, plan_one
+from potluck.planning.tensor_bytes import TensorBytes
 
 MakeExperiment = Callable[..., Experiment]
 Potluck = Callable[..., tuple[int, str, str]]
@@ -125,7 +126,7 @@ def test_flops_are_those_that_torch_counts(small: MakeExperiment, tmp_path: Path
         tier = plan_one(experiment).tiers[1]
         ready = run.prepare(experiment)
         device = max(
-            (one for one in ready.course.fleet.devices if one.tier == tier.tier),
+            (one for one in ready.federation.fleet.devices if one.tier == tier.tier),
             key=lambda one: len(ready.shares.train[one.id]),
         )
         counted = real_flops(ready, device)
@@ -133,12 +134,12 @@ def test_flops_are_those_that_torch_counts(small: MakeExperiment, tmp_path: Path
 
 
 def real_flops(ready: Any, device: Any) -> float:
-    from potluck.core.types import Task  # noqa: PLC0415  only this needs it
+    from potluck.core.contexts import DeviceContext  # noqa: PLC0415  only this needs it
     from potluck.engines.round import begin  # noqa: PLC0415
 
-    method = ready.course.method
-    down = method.cast(begin(ready.course).state, device, ready.course.desk(1))
-    task = Task(round=1, device=device, data=ready.shares.train[device.id], public=ready.shares.public, seed=0)
+    method = ready.federation.method
+    down = method.broadcast(begin(ready.federation).state, device, ready.federation.server_context(1))
+    task = DeviceContext(round=1, device=device, data=ready.shares.train[device.id], public=ready.shares.public, seed=0)
     method.train(None, down, task)  # measures its own costs, once
     with FlopCounterMode(display=False) as counter:
         method.train(None, down, task)
@@ -188,7 +189,7 @@ def test_memory_is_the_peak_of_a_training_process(small: MakeExperiment, tmp_pat
 
 
 def test_live_bytes_are_counted_and_forgotten() -> None:
-    with LiveBytes() as live:
+    with TensorBytes() as live:
         for _ in range(3):
             a = torch.zeros(1000)
             b = a + 1
@@ -231,7 +232,7 @@ TIGHT = (
 def test_fit_gives_a_tier_what_it_affords(small: MakeExperiment) -> None:
     experiment = small("heterofl", *TIGHT, "method.width={small=1.0,large=1.0}", "fleet.deadline_s=4.0")
     assert [tier.tier for tier in plan_one(experiment).tiers if not tier.fits] == ["small"]
-    fitted, found = plan_fit.fit_all(experiment, ["heterofl"])
+    fitted, found = fit.fit_all(experiment, ["heterofl"])
     (change,) = found[0].changes
     assert change.startswith("heterofl, small: width 1 ->")
     assert fitted.method["width"]["large"] == 1.0
@@ -243,28 +244,28 @@ def test_fit_gives_a_tier_what_it_affords(small: MakeExperiment) -> None:
 
 def test_fit_lowers_epochs_where_there_is_no_ladder_and_says_what_is_left(small: MakeExperiment) -> None:
     experiment = small("fedavg", *TIGHT, "train.epochs=8", "fleet.deadline_s=12.0")
-    fitted, (found,) = plan_fit.fit_all(experiment, ["fedavg"])
+    fitted, (found,) = fit.fit_all(experiment, ["fedavg"])
     (change,) = found.changes
     assert change.startswith("fedavg, small: epochs 8 -> ")
     assert isinstance(fitted.train.epochs, dict)
     assert fitted.train.epochs["large"] == 8
     assert plan_one(fitted).fits
-    _, (found,) = plan_fit.fit_all(small("fedavg", *TIGHT, "fleet.deadline_s=0.7"), ["fedavg"])
+    _, (found,) = fit.fit_all(small("fedavg", *TIGHT, "fleet.deadline_s=0.7"), ["fedavg"])
     assert found.misfits
     assert "raise fleet.deadline_s" in found.misfits[0]
     lean = "fleet.tier=[{name='one',memory_mb=0.001}]"
-    _, (found,) = plan_fit.fit_all(small("fedhm", "fleet.participation=1.0", "model.name=mlp", lean), ["fedhm"])
+    _, (found,) = fit.fit_all(small("fedhm", "fleet.participation=1.0", "model.name=mlp", lean), ["fedhm"])
     assert "lower train.batch_size" in found.misfits[0]
     assert not found.options, "what does not fit keeps its settings"
 
 
 def test_the_new_file_overwrites_nothing(small: MakeExperiment, tmp_path: Path) -> None:
     experiment, place = small("fedavg"), tmp_path / "new.toml"
-    plan_fit.write_fitted(experiment, Path("old.toml"), place, overwrite=False)
+    fit.write_fitted(experiment, Path("old.toml"), place, overwrite=False)
     assert Experiment.load(place) == experiment
     with pytest.raises(ConfigError, match="exists already"):
-        plan_fit.write_fitted(experiment, Path("old.toml"), place, overwrite=False)
-    plan_fit.write_fitted(experiment, Path("old.toml"), place, overwrite=True)
+        fit.write_fitted(experiment, Path("old.toml"), place, overwrite=False)
+    fit.write_fitted(experiment, Path("old.toml"), place, overwrite=True)
 
 
 def test_a_relay_is_planned(small: MakeExperiment, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from potluck.engines.probe_link import Link
-from potluck.experiment import probe
 from potluck.experiment.config import Experiment
+from potluck.planning import probe
+from potluck.planning.probe_link import Link
 
 
 def test_the_table_is_a_tier() -> None:

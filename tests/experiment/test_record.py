@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from potluck.experiment import record, run
+from potluck.experiment import run, summary
 from potluck.experiment.config import Experiment
 
 MakeExperiment = Callable[..., Experiment]
@@ -27,13 +27,13 @@ def score(
 
 def test_with_domains_each_counts_the_same() -> None:
     found = score([4.0], [30], [1.0, 3.0, 0.0], [10, 4, 0])
-    ad, al = record.ad_and_al(found, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    ad, al = summary.ad_and_al(found, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
     assert (ad, al) == (pytest.approx((0.1 + 0.75) / 2), pytest.approx(0.75))
 
 
 def test_without_domains_recalls_are_weighted_by_label_shares() -> None:
     found = score([1.0, 3.0, 0.0], [10, 4, 0], [], [])
-    ad, al = record.ad_and_al(found, torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
+    ad, al = summary.ad_and_al(found, torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
     assert ad == pytest.approx(4 / 14)
     assert al == pytest.approx((0.5 * 0.1 + 0.25 * 0.75) / 0.75)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from potluck.core.errors import ConfigError, RunFolderError
-from potluck.engines.certificates import write_certificates
-from potluck.engines.superlink import free_port
+from potluck.deploy.fleet_app import begin_run, on_flower
+from potluck.deploy.serve import ServeOptions, serve, serve_again
+from potluck.engines.flower.superlink import free_port
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment.config import Experiment
-from potluck.experiment.fleet_app import begin_run, on_flower
-from potluck.experiment.run import SILENCE
-from potluck.experiment.serve import Served, serve, serve_again
+from potluck.experiment.listener import SILENCE
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -44,7 +44,7 @@ def test_a_server_that_cannot_work_says_so(small: MakeExperiment, keys: Path, tm
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        served = Served(
+        served = ServeOptions(
             address=f"127.0.0.1:{other.getsockname()[1] if taken else free_port()}", certificates=keys / folder
         )
         with pytest.raises(ConfigError, match=told):
@@ -54,7 +54,7 @@ def test_a_server_that_cannot_work_says_so(small: MakeExperiment, keys: Path, tm
 
 def test_a_folder_of_another_experiment_is_not_gone_on_with(small: MakeExperiment, keys: Path, tmp_path: Path) -> None:
     begin_run(on_flower(small("fedavg")), tmp_path / "run")
-    served = Served(address=f"127.0.0.1:{free_port()}", certificates=keys / "good")
+    served = ServeOptions(address=f"127.0.0.1:{free_port()}", certificates=keys / "good")
     with pytest.raises(RunFolderError, match=r"holds a run of another experiment .*: choose another --out"):
         serve(small("fedavg", "seed=1"), served, tmp_path / "run")
 

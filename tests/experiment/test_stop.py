@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from potluck.core.errors import ConfigError, RunFolderError
-from potluck.data.split import write_split
+from potluck.deploy.split import write_split
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
@@ -25,7 +25,7 @@ def test_a_rule_ends_a_run_with_a_full_evaluation(small: MakeExperiment, tmp_pat
     found = run.run(small("fedavg", "rounds=30", "model.name=mlp", "evaluate.samples=20", rule), tmp_path / "run")
     assert 1 <= found.summary["rounds"] < 30
     assert told in found.summary["stopped"]
-    last = run.prepare(found.experiment).course.test_samples
+    last = run.prepare(found.experiment).federation.test_samples
     correct = found.summary["accuracy"]["mean"] * last
     assert abs(correct - round(correct)) < 1e-6, "the last round is evaluated on all test samples"
     first, before = found.summary, [line["round"] for line in found.rounds]
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         patched.setattr(store, "write_whole", full)
         with pytest.raises(RunFolderError, match=r"the disk is full.*Free some space, then: potluck resume"):
             run.run(experiment, tmp_path / "cut")
-    assert store.read_snapshot(tmp_path / "cut").round == 2
+    assert store.read_checkpoint(tmp_path / "cut").round == 2
     assert run.resume(tmp_path / "cut").summary["state_sha256"] == whole["state_sha256"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from potluck.engines.superlink import environment, programs_of
-from potluck.experiment.warm import CAN_FORK, CLIENT, warm, write_launcher
+from potluck.engines.flower.superlink import environment, programs_of
+from potluck.engines.flower.warm import CAN_FORK, CLIENT, warm, write_launcher
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="only Linux forks safely after imports")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from potluck.data.split import write_split
-from potluck.engines.certificates import write_certificates
+from potluck.deploy.split import write_split
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import resolved
@@ -51,7 +51,7 @@ class World:
     def native(self) -> dict[int, str]:
         """Each peer's own state after a run in one process, as a digest."""
         run.run(self.experiment, self.folder / "native")
-        return store.read_snapshot(self.folder / "native").own  # type: ignore[return-value]
+        return store.read_checkpoint(self.folder / "native").own  # type: ignore[return-value]
 
     def out(self, peer: int) -> Path:
         return self.folder / f"peer-{peer}"
@@ -60,7 +60,7 @@ class World:
         keys = Path(other.pop("keys", str(self.folder / "keys")))
         dialled = [f"{k}=tls/127.0.0.1:{self.ports[k]}" for k in range(peer)]
         return [
-            *(sys.executable, "-m", "potluck.cli", "peer", str(self.folder / "peers.toml"), "--id", str(peer)),
+            *(sys.executable, "-m", "potluck.cli.runs", "peer", str(self.folder / "peers.toml"), "--id", str(peer)),
             *("--data", f"npz:{self.folder}/shares/device-{peer:03d}.npz"),
             *("--public", f"npz:{self.folder}/shares/public.npz", "--test", f"npz:{self.folder}/shares/test.npz"),
             *("--listen", f"tls/127.0.0.1:{self.ports[peer]}", "--out", str(self.out(peer)), "--quiet"),
@@ -84,7 +84,7 @@ class World:
         return process
 
     def digest(self, peer: int) -> str:
-        return store.read_snapshot(self.out(peer)).own[peer]
+        return store.read_checkpoint(self.out(peer)).own[peer]
 
     def lines(self, peer: int, name: str = "ledger") -> list[dict[str, Any]]:
         path = self.out(peer) / f"{name}.jsonl"

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from potluck.core.types import Device
-from potluck.engines.course import Course
-from potluck.engines.links import Links
-from potluck.engines.mesh import open_mesh
-from potluck.engines.peers import spec_of_posts
+from potluck.deploy.peer import PeerOptions, prepare_peer, run_of
+from potluck.engines.federation import Federation
+from potluck.engines.mesh.links import Links
+from potluck.engines.mesh.mesh import open_mesh
+from potluck.engines.peer_round import spec_of_updates
 from potluck.experiment.config import Experiment
-from potluck.experiment.peer import Place, prepare_peer, run_of
 
 ME, LONGEST_S = 2, 90.0
 
 
-def post(course: Course, me: Device, round: int, fault: str) -> bytes:
+def post(federation: Federation, me: Device, round: int, fault: str) -> bytes:
     """The frame of a uniform posterior, with a fault."""
     told = round - 1 if fault == "old" else round
-    spec: Any = spec_of_posts(course, me, told)
+    spec: Any = spec_of_updates(federation, me, told)
     terms = {name: leaf.value for name, leaf in spec.items() if name != "posteriors"}
     samples, classes = spec["posteriors"].shape
     p_SC = torch.full((samples, classes), 1 / classes)
@@ -40,7 +40,7 @@ def post(course: Course, me: Device, round: int, fault: str) -> bytes:
         p_SC = p_SC[:-1]
     if fault == "seeds":
         terms["seed_digest"] = "0" * 64
-    frame, _ = course.letters.write_up({"posteriors": p_SC, **terms}, told, me.id, None, {})
+    frame, _ = federation.messages.write_up({"posteriors": p_SC, **terms}, told, me.id, None, {})
     return bytes(frame)
 
 
@@ -58,10 +58,12 @@ def main() -> None:
         insecure=False,
         max_frame_mb=64,
     )
-    place = Place(links=links, data=f"npz:{shares}/device-002.npz", public=f"npz:{shares}/public.npz", test="")
+    place = PeerOptions(links=links, data=f"npz:{shares}/device-002.npz", public=f"npz:{shares}/public.npz", test="")
     ready = prepare_peer(Experiment.load(folder / "peers.toml"), place)
-    course, run = ready.course, run_of(ready.experiment)
-    frames = {r: post(course, course.fleet.devices[ME], r, fault) for r in range(1, ready.experiment.rounds + 1)}
+    federation, run = ready.federation, run_of(ready.experiment)
+    frames = {
+        r: post(federation, federation.fleet.devices[ME], r, fault) for r in range(1, ready.experiment.rounds + 1)
+    }
 
     def answer(query: Any) -> None:
         with query:

@@ -16,9 +16,9 @@ import pytest
 from benchmarks.flower_fleet import LONG, TABLE, Fleet, fleet_in, hurt_when_busy, send
 from benchmarks.flower_rogue import SAYS, plant
 
-from potluck.engines.certificates import write_certificates
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import run, store
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
 DEVICES = 4

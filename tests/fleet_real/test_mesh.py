@@ -11,10 +11,10 @@ import pytest
 from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 
 from potluck.core.errors import RunFolderError
-from potluck.engines.certificates import write_certificates
+from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.loaded import Run
+from potluck.experiment.run_reader import Run
 from potluck.report import peers, runs
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(300)]
@@ -29,10 +29,10 @@ def wait_for_round(world: World, peer: int, round: int, within_s: float = 60.0) 
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]) -> None:
+def test_a_mesh_equals_one_process(make_world: MakeWorld, request: tuple[int, ...]) -> None:
     world = make_world()
     native = world.native()
-    processes = [world.start(peer) for peer in order]
+    processes = [world.start(peer) for peer in request]
     for process in processes:
         code, said = told(process)
         assert code == 0, said

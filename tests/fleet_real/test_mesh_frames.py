@@ -13,9 +13,9 @@ import pytest
 from tests.fleet_real.conftest import PEERS, free_port
 
 from potluck.core.errors import ConfigError, EngineError
-from potluck.engines.certificates import hosts_of, write_certificates
-from potluck.engines.links import Links, by_id
-from potluck.engines.mesh import Mesh, open_mesh
+from potluck.engines.mesh.links import Links, by_id
+from potluck.engines.mesh.mesh import Mesh, open_mesh
+from potluck.engines.security.certificates import hosts_of, write_certificates
 
 pytestmark = pytest.mark.fleet
 RUN = "potluck/test"

@@ -7,17 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 
-from potluck.engines.links import Links
-from potluck.experiment.peer import Place
-from potluck.experiment.reach import Reach, check_peers
+from potluck.deploy.connectivity import Connectivity, check_peers
+from potluck.deploy.peer import PeerOptions
+from potluck.engines.mesh.links import Links
 
 pytestmark = pytest.mark.fleet
 
 
-def check(world: World, peers: list[int]) -> dict[int, list[Reach]]:
+def check(world: World, peers: list[int]) -> dict[int, list[Connectivity]]:
     """What each of the peers finds, all at once."""
 
-    def one(peer: int) -> list[Reach]:
+    def one(peer: int) -> list[Connectivity]:
         keys, shares = world.folder / "keys", world.folder / "shares"
         links = Links(
             id=peer,
@@ -29,7 +29,7 @@ def check(world: World, peers: list[int]) -> dict[int, list[Reach]]:
             insecure=False,
             max_frame_mb=64,
         )
-        place = Place(
+        place = PeerOptions(
             links=links, data=f"npz:{shares}/device-{peer:03d}.npz", public=f"npz:{shares}/public.npz", test=""
         )
         return check_peers(world.experiment, place)

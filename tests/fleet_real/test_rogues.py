@@ -12,7 +12,7 @@ import torch
 from tests.fleet_real.conftest import PEERS, MakeWorld, World, told
 
 from potluck.core import tree
-from potluck.engines.device import OwnStore
+from potluck.engines.local_state import LocalStateStore
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(600)]
 DEADLINE_S, PATIENCE_S = 20.0, 280.0
@@ -40,7 +40,7 @@ def start_rogue(world: World, fault: str) -> subprocess.Popen[str]:
 
 def finite(world: World, peer: int) -> bool:
     """Whether all that the peer's net has learnt is finite."""
-    own = OwnStore(world.out(peer) / "state" / "own").load(peer, len(world.lines(peer, "rounds")))["own"]
+    own = LocalStateStore(world.out(peer) / "state" / "own").load(peer, len(world.lines(peer, "rounds")))["own"]
     return all(bool(torch.isfinite(leaf).all()) for leaf in tree.tensors(own).values() if leaf.is_floating_point())
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potluck.core.types import Device, Shard, Task
-from potluck.methods.fedh2l import FedH2L
-from potluck.models.fit import Fit, cross_entropy
-from potluck.models.nets import Nets
+from potluck.core.contexts import DeviceContext
+from potluck.core.types import Device, Shard
+from potluck.methods.fedh2l.method import FedH2L
+from potluck.nets.tier_nets import TierNets
+from potluck.training.fit import Fit, cross_entropy
 
 CLASSES = 3
 
@@ -56,12 +57,12 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, CLASSES))
 
 
-def nets(make: Any = small_net) -> Nets:
-    return Nets({"phone": make}, shape=(5,), classes=CLASSES, seed=0)
+def nets(make: Any = small_net) -> TierNets:
+    return TierNets({"phone": make}, shape=(5,), classes=CLASSES, seed=0)
 
 
-def task(round: int = 1, number: int = 0, data: Shard | None = None, public: Shard | None = None) -> Task:
-    return Task(
+def context(round: int = 1, number: int = 0, data: Shard | None = None, public: Shard | None = None) -> DeviceContext:
+    return DeviceContext(
         round=round,
         device=device(number),
         data=rows(24) if data is None else data,

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, WireError
+from potluck.core.options import Setup
 from potluck.core.spec import Spec
-from potluck.core.types import Desk, Device, Reply, Setup, Shard, Task
-from potluck.methods.average import Averaging, State, Up
+from potluck.core.types import Device, Shard
+from potluck.methods.averaging import Averaging, State, Update
 from potluck.methods.fedavg import FedAvg
-from potluck.models.fit import Fit, Trained, cross_entropy
-from potluck.models.nets import Nets
+from potluck.nets.tier_nets import TierNets
+from potluck.training.fit import Fit, Trained, cross_entropy
 from potluck.wire import check, frame
+from potluck.core.mean import WeightedMean
 
 DEVICES = [
     Device(
@@ -31,7 +34,7 @@ DEVICES = [
     )
     for k in range(4)
 ]
-DESK = Desk(round=1, devices=DEVICES, held=None, public=None, seed=0)
+DESK = ServerContext(round=1, devices=DEVICES, held=None, public=None, seed=0)
 FIT = Fit(
     optimiser="sgd",
     lr=0.1,
@@ -56,7 +59,7 @@ def make() -> nn.Module:
 
 
 def method(**options: Any) -> FedAvg:
-    return FedAvg(net=Nets({"phone": make}, seed=0), fit=FIT, **options)
+    return FedAvg(net=TierNets({"phone": make}, seed=0), fit=FIT, **options)
 
 
 def normal(seed: int) -> dict[str, Tensor]:
@@ -70,7 +73,7 @@ def normal(seed: int) -> dict[str, Tensor]:
 
 def replies(weights: list[dict[str, Tensor]], samples: list[int], key: str = "weights") -> list[Reply[Any]]:
     return [
-        Reply(device=device, round=1, up={key: w, "samples": n})
+        Reply(device=device, round=1, update={key: w, "samples": n})
         for device, w, n in zip(DEVICES, weights, samples, strict=False)
     ]
 
@@ -117,7 +120,7 @@ def test_the_server_steps_towards_the_mean(server_lr: float) -> None:
 
 
 def test_a_server_step_of_one_is_bitwise_the_mean() -> None:
-    folded = tree.WeightedMean()
+    folded = WeightedMean()
     for theta, n in zip(THETAS, SAMPLES, strict=True):
         folded.add(theta, float(n))
     got = method(server_lr=1.0).merge(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
@@ -179,12 +182,12 @@ def test_what_is_expected_is_what_is_sent(send: str) -> None:
     found = method(send=send)
     spec: Spec = found.expect(STATE, DEVICES[0], DESK)
 
-    def demand(up: Any) -> None:
-        header = frame.read_header(frame.encode(up))
-        check.demand_spec({**header.scalars, **header.entries}, dict(tree.leaves(spec)))
+    def demand(update: Any) -> None:
+        header = frame.read_header(frame.encode(update))
+        check.require_spec({**header.scalars, **header.entries}, dict(tree.leaves(spec)))
 
     net = make()
-    sent: Up = found.answer(net, STATE["weights"], Trained(samples=3, steps=1, loss=0.0))
+    sent: Update = found.answer(net, STATE["weights"], Trained(samples=3, steps=1, loss=0.0))
     assert sent.keys() == {send, "samples"}
     demand(sent)
     for wrong in ({**sent, "samples": 0}, {**sent, "samples": 2**41}, {"samples": 3}, {**sent, "more": 1}):
@@ -202,7 +205,7 @@ def test_the_model_is_the_state_and_one_for_all() -> None:
     assert len({found.variant(device) for device in DEVICES}) == 1
 
 
-def setup(*up: str) -> Setup:
+def setup(*update: str) -> Setup:
     return Setup(
         devices=DEVICES,
         tiers=["phone"],
@@ -210,7 +213,7 @@ def setup(*up: str) -> Setup:
         classes=4,
         public_samples=0,
         server_samples=0,
-        up_codecs=up,
+        up_codecs=update,
         down_codecs=(),
         rounds=1,
         given={},
@@ -229,7 +232,7 @@ def test_doubtful_settings_are_told() -> None:
 
 def test_the_server_alone_is_no_method() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        Averaging(net=Nets({}, seed=0), fit=FIT)  # type: ignore[abstract]
+        Averaging(net=TierNets({}, seed=0), fit=FIT)  # type: ignore[abstract]
 
 
 def test_a_device_that_trains_is_given_its_own_copy() -> None:
@@ -243,10 +246,14 @@ def test_a_device_that_trains_is_given_its_own_copy() -> None:
         classes=4,
     )
     found, before = method(), tree.map(STATE, torch.clone)
-    own, up = found.train(None, STATE, Task(round=1, device=DEVICES[0], data=share, public=None, seed=0))
-    assert own is None
+    local_state, update = found.train(
+        None, STATE, DeviceContext(round=1, device=DEVICES[0], data=share, public=None, seed=0)
+    )
+    assert local_state is None
     assert tree.equal(STATE, before)
-    assert up["samples"] == 16
-    kept = tree.map(up, torch.clone)
-    found.train(None, {"weights": normal(5)}, Task(round=1, device=DEVICES[1], data=share, public=None, seed=0))
-    assert tree.equal(up, kept), "a later training must not reach into an earlier reply"
+    assert update["samples"] == 16
+    kept = tree.map(update, torch.clone)
+    found.train(
+        None, {"weights": normal(5)}, DeviceContext(round=1, device=DEVICES[1], data=share, public=None, seed=0)
+    )
+    assert tree.equal(update, kept), "a later training must not reach into an earlier reply"

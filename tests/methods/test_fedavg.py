@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core import seeds, tree
-from potluck.core.types import Desk, Device, Reply, Shard, Task
-from potluck.methods.average import State
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.core.types import Device, Shard
+from potluck.methods.averaging import State
 from potluck.methods.fedavg import FedAvg
-from potluck.models.fit import Fit, Loss, cross_entropy
-from potluck.models.nets import Nets, weights_of
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import weights_of
+from potluck.training.fit import Fit, Loss, cross_entropy
 
 
 def device(number: int, tier: str = "phone") -> Device:
@@ -61,20 +63,20 @@ def make() -> nn.Module:
 
 
 def method(settings: Fit, net: Any = make, **options: Any) -> FedAvg:
-    return FedAvg(net=Nets({"phone": net}, seed=0), fit=settings, **options)
+    return FedAvg(net=TierNets({"phone": net}, seed=0), fit=settings, **options)
 
 
 def play(found: FedAvg, data: list[Shard], rounds: int, seed: int = 0) -> list[State]:
     """The states of a run in which everybody takes part and nothing is lost."""
     devices = [device(k) for k in range(len(data))]
-    desks = [Desk(round=r, devices=devices, held=None, public=None, seed=seed) for r in range(rounds + 1)]
+    desks = [ServerContext(round=r, devices=devices, held=None, public=None, seed=seed) for r in range(rounds + 1)]
     states = [found.start(desks[0])]
     for r in range(1, rounds + 1):
         ups = []
         for who in devices:
-            task = Task(round=r, device=who, data=data[who.id], public=None, seed=seed)
-            _, up = found.train(None, found.cast(states[-1], who, desks[r]), task)
-            ups.append(Reply(device=who, round=r, up=up))
+            context = DeviceContext(round=r, device=who, data=data[who.id], public=None, seed=seed)
+            _, update = found.train(None, found.cast(states[-1], who, desks[r]), context)
+            ups.append(Reply(device=who, round=r, update=update))
         states.append(found.merge(states[-1], ups, desks[r]))
     return states
 
@@ -193,8 +195,8 @@ def test_the_order_of_devices_is_irrelevant() -> None:
     state = play(found, data, 1)[-1]
 
     def ups(order: list[int]) -> dict[int, Any]:
-        tasks = {k: Task(round=2, device=device(k), data=data[k], public=None, seed=0) for k in order}
-        return {k: found.train(None, state, task)[1] for k, task in tasks.items()}
+        tasks = {k: DeviceContext(round=2, device=device(k), data=data[k], public=None, seed=0) for k in order}
+        return {k: found.train(None, state, context)[1] for k, context in tasks.items()}
 
     forwards, backwards = ups([0, 1, 2]), ups([2, 1, 0])
     assert all(tree.equal(forwards[k], backwards[k]) for k in range(3))
@@ -210,7 +212,9 @@ def test_statistics_of_batch_norm_travel_and_are_averaged() -> None:
     found = method(fit(epochs={"phone": 1}), normed)
     (before, after), tasks = play(found, data, 1), range(2)
     ups = [
-        found.train(None, before, Task(round=1, device=device(k), data=data[k], public=None, seed=0))[1]["weights"]
+        found.train(None, before, DeviceContext(round=1, device=device(k), data=data[k], public=None, seed=0))[1][
+            "weights"
+        ]
         for k in tasks
     ]
     for name in ("1.running_mean", "1.running_var"):

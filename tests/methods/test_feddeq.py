@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from potluck.core import meter, tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, WireError
-from potluck.core.types import Desk, Device, Reply, Shard, Task
-from potluck.engines.inprocess import InProcess
+from potluck.core.types import Device, Shard
+from potluck.engines.local.inprocess import InProcess
 from potluck.engines.round import begin, play
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
-from potluck.methods import fusion
+from potluck.experiment.prepare import Prepared, prepare
 from potluck.methods.fedavg import FedAvg
-from potluck.models import deq
-from potluck.models.nets import Nets
+from potluck.methods.feddeq import fusion
+from potluck.nets import deqnet
+from potluck.nets.tier_nets import TierNets
 from potluck.solvers import IFT, Anderson, FixedPoint, Phantom
 from potluck.wire import frame
 
@@ -37,13 +38,21 @@ def steps(little: int | str, large: int | str) -> tuple[str, str]:
     return f"method.steps.small={little}", f"method.steps.large={large}"
 
 
-def desk(found: Prepared, round: int = 1) -> Desk:
-    course = found.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def context(found: Prepared, round: int = 1) -> ServerContext:
+    federation = found.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
-def task(found: Prepared, device: Device, round: int = 1) -> Task:
-    return Task(round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.course.seed)
+def context(found: Prepared, device: Device, round: int = 1) -> DeviceContext:
+    return DeviceContext(
+        round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.federation.seed
+    )
 
 
 def answers(found: Prepared, method: Any, state: Any, round: int = 1) -> list[Reply[Any]]:
@@ -51,9 +60,11 @@ def answers(found: Prepared, method: Any, state: Any, round: int = 1) -> list[Re
         Reply(
             device=device,
             round=round,
-            up=method.train(None, method.cast(state, device, desk(found, round)), task(found, device, round))[1],
+            update=method.train(
+                None, method.broadcast(state, device, context(found, round)), context(found, device, round)
+            )[1],
         )
-        for device in found.course.fleet.devices
+        for device in found.federation.fleet.devices
     ]
 
 
@@ -75,10 +86,10 @@ def test_fusion_in_closed_form(rule: str, expected: tuple[float, float]) -> None
 @pytest.mark.parametrize("option", ["fusion=iterations,fusion_power=0.0", "fusion=residual,fusion_beta=0.0"])
 def test_rules_without_effect_are_the_mean_of_samples_bitwise(small: MakeExperiment, option: str) -> None:
     found = ready(small)
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     replies = answers(found, method, state)
-    other = ready(small, *(f"method.{part}" for part in option.split(","))).course.method
-    assert tree.equal(other.merge(state, replies, desk(found)), method.merge(state, replies, desk(found)))
+    other = ready(small, *(f"method.{part}" for part in option.split(","))).federation.method
+    assert tree.equal(other.merge(state, replies, context(found)), method.aggregate(state, replies, context(found)))
 
 
 def line_search(A: torch.Tensor, b: torch.Tensor, theta_RP: torch.Tensor) -> float:
@@ -116,17 +127,17 @@ def test_a_calibration_that_does_not_help_elsewhere_is_not_taken() -> None:
 
 def test_calibration_is_no_worse_than_samples_where_it_is_judged(small: MakeExperiment) -> None:
     found = ready(small, "method.fusion=calibrated", "data.server_samples=40", *steps(1, 6))
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     plain = dataclasses.replace(method, fusion="samples")
-    assert found.course.held is not None
-    x, y = found.course.held.x[1::2], found.course.held.y[1::2]
+    assert found.federation.held is not None
+    x, y = found.federation.held.x[1::2], found.federation.held.y[1::2]
     helped = 0
     for round in (1, 2, 3):
         replies = answers(found, method, state, round)
-        states = [other.merge(state, replies, desk(found, round)) for other in (method, plain)]
+        states = [other.merge(state, replies, context(found, round)) for other in (method, plain)]
         with torch.no_grad():
             losses = [
-                float(method.fit.loss(method.model(s, None, found.course.fleet.devices[-1]).eval()(x), y))
+                float(method.fit.loss(method.model(s, None, found.federation.fleet.devices[-1]).eval()(x), y))
                 for s in states
             ]
         assert losses[0] <= losses[1] + 1e-6
@@ -141,19 +152,19 @@ def test_calibration_is_no_worse_than_samples_where_it_is_judged(small: MakeExpe
 @pytest.mark.parametrize("kind", ["phantom", "ift"])
 def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, kind: str) -> None:
     found = ready(small, *steps(5, 5), "method.fixed_point_loss=0.0", f"method.gradient.kind={kind}")
-    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.course.seed
+    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.federation.seed
 
     def make() -> nn.Module:
-        net = deq.make_deq("deq-xs-like", shape, classes)
-        deq.set_depth(net, 5, solver=FixedPoint(), gradient=Phantom() if kind == "phantom" else IFT())
+        net = deqnet.make_deq("deq-xs-like", shape, classes)
+        deqnet.set_depth(net, 5, solver=FixedPoint(), gradient=Phantom() if kind == "phantom" else IFT())
         return net
 
-    method = found.course.method
-    plain = FedAvg(net=Nets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
-    ours, theirs = method.start(desk(found)), plain.start(desk(found))
+    method = found.federation.method
+    plain = FedAvg(net=TierNets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
+    ours, theirs = method.initial_state(context(found)), plain.start(context(found))
     for round in (1, 2):
-        ours = method.merge(ours, answers(found, method, ours, round), desk(found, round))
-        theirs = plain.merge(theirs, answers(found, plain, theirs, round), desk(found, round))
+        ours = method.aggregate(ours, answers(found, method, ours, round), context(found, round))
+        theirs = plain.merge(theirs, answers(found, plain, theirs, round), context(found, round))
     assert tree.equal(ours, theirs)
 
 
@@ -163,14 +174,14 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, kind
 @pytest.mark.parametrize(("little", "large"), [(1, 3), (8, 20)])
 def test_evaluations_are_exact_and_bytes_do_not_depend_on_them(small: MakeExperiment, little: int, large: int) -> None:
     found = ready(small, *steps(little, large), "data.source=synthetic:90,3,32,32", "train.batch_size=64")
-    method, state = found.course.method, found.course.method.start(desk(found))
-    for device, count in ((found.course.fleet.devices[0], little), (found.course.fleet.devices[-1], large)):
-        down = method.cast(state, device, desk(found))
-        up = method.train(None, down, task(found, device))[1]
-        assert frame.read_header(frame.encode(down)).tensor_bytes == 49_704
-        assert frame.read_header(frame.encode(up)).tensor_bytes == 49_704
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    for device, count in ((found.federation.fleet.devices[0], little), (found.federation.fleet.devices[-1], large)):
+        broadcast = method.broadcast(state, device, context(found))
+        update = method.train(None, broadcast, context(found, device))[1]
+        assert frame.read_header(frame.encode(broadcast)).tensor_bytes == 49_704
+        assert frame.read_header(frame.encode(update)).tensor_bytes == 49_704
         batches = -(-len(found.shares.train[device.id]) // 64)
-        assert (up["steps"], up["evaluations"]) == (count, count * batches)
+        assert (update["steps"], update["evaluations"]) == (count, count * batches)
         net = method.model(state, None, device)
         calls: list[int] = []
         net.cell.register_forward_hook(lambda *_, calls=calls: calls.append(1))
@@ -183,8 +194,8 @@ def test_a_tolerance_makes_it_at_most_as_many(small: MakeExperiment) -> None:
     def evaluations(*options: str) -> list[int]:
         found = ready(small, *steps(2, 30), "method.gradient.kind=jfb", "method.fixed_point_loss=0.0", *options)
         return [
-            reply.up["evaluations"]
-            for reply in answers(found, found.course.method, found.course.method.start(desk(found)))
+            reply.update["evaluations"]
+            for reply in answers(found, found.federation.method, found.federation.method.initial_state(context(found)))
         ]
 
     exact = evaluations()
@@ -195,10 +206,12 @@ def test_a_tolerance_makes_it_at_most_as_many(small: MakeExperiment) -> None:
 
 def test_a_clipped_phantom_is_recorded(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
-    method = found.course.method
-    down = method.cast(method.start(desk(found)), found.course.fleet.devices[0], desk(found))
+    method = found.federation.method
+    broadcast = method.broadcast(
+        method.initial_state(context(found)), found.federation.fleet.devices[0], context(found)
+    )
     with meter.metering() as costs:
-        method.train(None, down, task(found, found.course.fleet.devices[0]))
+        method.train(None, broadcast, context(found, found.federation.fleet.devices[0]))
     assert costs.notes["grad_steps"] == 2
 
 
@@ -221,86 +234,100 @@ def diverging(state: Any) -> dict[str, Any]:
 
 def test_a_diverging_client_is_dropped_as_if_it_had_been_absent(small: MakeExperiment) -> None:
     found = ready(small, *steps(8, 8), "model.norm=none")
-    method, state = found.course.method, found.course.method.start(desk(found))
-    device = found.course.fleet.devices[0]
-    down = method.cast(diverging(state), device, desk(found))
-    _, up = method.train(None, down, task(found, device))
-    assert up["healthy"] is False
-    assert "weights" not in up
-    assert 1 < up["residual"] <= up["residual_p95"] <= 10 or up["residual"] == 10
-    replies = [Reply(device=device, round=1, up=up), *answers(found, method, state)[1:]]
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    device = found.federation.fleet.devices[0]
+    broadcast = method.broadcast(diverging(state), device, context(found))
+    _, update = method.train(None, broadcast, context(found, device))
+    assert update["healthy"] is False
+    assert "weights" not in update
+    assert 1 < update["residual"] <= update["residual_p95"] <= 10 or update["residual"] == 10
+    replies = [Reply(device=device, round=1, update=update), *answers(found, method, state)[1:]]
     with meter.metering() as costs:
-        merged = method.merge(state, replies, desk(found))
-    assert tree.equal(merged, method.merge(state, replies[1:], desk(found)))
+        merged = method.aggregate(state, replies, context(found))
+    assert tree.equal(merged, method.aggregate(state, replies[1:], context(found)))
     assert [name for name in costs.notes if name.startswith("device 0 dropped: ")]
-    assert method.merge(state, replies[:1], desk(found)) is state
+    assert method.aggregate(state, replies[:1], context(found)) is state
 
 
 def test_a_net_that_recovers_is_not_lost(small: MakeExperiment) -> None:
     """The resident net of a depth has been driven to NaN: the next device of that depth is not harmed."""
     found = ready(small, *steps(4, 4), "model.norm=none")
-    method, state = found.course.method, found.course.method.start(desk(found))
-    device = found.course.fleet.devices[0]
-    before = method.train(None, method.cast(state, device, desk(found)), task(found, device))[1]
-    method.train(None, method.cast(diverging(state), device, desk(found)), task(found, device))
-    assert tree.equal(method.train(None, method.cast(state, device, desk(found)), task(found, device))[1], before)
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    device = found.federation.fleet.devices[0]
+    before = method.train(None, method.broadcast(state, device, context(found)), context(found, device))[1]
+    method.train(None, method.broadcast(diverging(state), device, context(found)), context(found, device))
+    assert tree.equal(
+        method.train(None, method.broadcast(state, device, context(found)), context(found, device))[1], before
+    )
 
 
 def test_a_state_that_is_not_finite_drops_one_reply_and_the_round_goes_on(
     small: MakeExperiment, tmp_path: Path
 ) -> None:
     found = ready(small, "fleet.participation=1.0")
-    side = build.make_side(found.experiment, found.shares, tmp_path)
+    runtime = build.make_runtime(found.experiment, found.shares, tmp_path)
     sick = dataclasses.replace(
-        side, shard=lambda d: broken_share(side.shard(d)) if d.id == 0 else found.shares.train[d.id]
+        runtime, shard=lambda d: broken_share(runtime.shard(d)) if d.id == 0 else found.shares.train[d.id]
     )
-    (played,) = play(found.course, InProcess(side=sick), begin(found.course), 1)
-    assert {row.status for row in played.rows} == {"ok"}
-    assert played.server_notes == {"device 0 dropped: something is not finite": 10.0}
-    assert played.notes[0]["healthy"] == 0
-    up = {row.device: row.tensor_bytes for row in played.rows if row.direction == "up"}
-    assert up[0] == 0 < up[1]
-    absent = Prepared(experiment=found.experiment, shares=found.shares, course=found.course, warnings=())
-    state = found.course.method.start(desk(absent))
-    replies = answers(absent, found.course.method, state)[1:]
-    assert tree.equal(played.snapshot.state, found.course.method.merge(state, replies, desk(absent)))
+    (result,) = play(found.federation, InProcess(runtime=sick), begin(found.federation), 1)
+    assert {row.status for row in result.rows} == {"ok"}
+    assert result.server_notes == {"device 0 dropped: something is not finite": 10.0}
+    assert result.notes[0]["healthy"] == 0
+    update = {row.device: row.tensor_bytes for row in result.rows if row.direction == "up"}
+    assert update[0] == 0 < update[1]
+    absent = Prepared(experiment=found.experiment, shares=found.shares, federation=found.federation, warnings=())
+    state = found.federation.method.initial_state(context(absent))
+    replies = answers(absent, found.federation.method, state)[1:]
+    assert tree.equal(result.checkpoint.state, found.federation.method.aggregate(state, replies, context(absent)))
 
 
 def test_a_reply_that_calls_itself_healthy_is_judged_by_its_residual(small: MakeExperiment) -> None:
     found = ready(small)
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     first, *rest = answers(found, method, state)
-    lying = dataclasses.replace(first, up={**first.up, "residual": 1.5})
-    assert tree.equal(method.merge(state, [lying, *rest], desk(found)), method.merge(state, rest, desk(found)))
-    empty = dataclasses.replace(first, up={**first.up, "samples": 0})
-    assert tree.equal(method.merge(state, [empty, *rest], desk(found)), method.merge(state, rest, desk(found)))
-    assert method.merge(state, [empty], desk(found)) is state
+    lying = dataclasses.replace(first, update={**first.up, "residual": 1.5})
+    assert tree.equal(
+        method.aggregate(state, [lying, *rest], context(found)), method.aggregate(state, rest, context(found))
+    )
+    empty = dataclasses.replace(first, update={**first.up, "samples": 0})
+    assert tree.equal(
+        method.aggregate(state, [empty, *rest], context(found)), method.aggregate(state, rest, context(found))
+    )
+    assert method.aggregate(state, [empty], context(found)) is state
 
 
 @pytest.mark.parametrize("codecs", ["[]", '["int8"]', '["float16","zstd"]'])
 @pytest.mark.parametrize("healthy", [True, False])
 def test_weights_come_whole_or_not_at_all(small: MakeExperiment, codecs: str, healthy: bool) -> None:
     found = ready(small, f"wire.up={codecs}")
-    method, state, letters = found.course.method, found.course.method.start(desk(found)), found.course.letters
-    device = found.course.fleet.devices[0]
-    up = answers(found, method, state)[0].up
-    up = up if healthy else {name: value for name, value in up.items() if name != "weights"} | {"healthy": False}
-    spec = method.expect(state, device, desk(found))
-    sent = letters.write_up(up, 1, 0, None, {})[0]
-    assert letters.read_up(sent, 1, 0, spec)[0].keys() == up.keys()
+    method, state, messages = (
+        found.federation.method,
+        found.federation.method.initial_state(context(found)),
+        found.federation.messages,
+    )
+    device = found.federation.fleet.devices[0]
+    update = answers(found, method, state)[0].up
+    update = (
+        update if healthy else {name: value for name, value in update.items() if name != "weights"} | {"healthy": False}
+    )
+    spec = method.update_spec(state, device, context(found))
+    sent = messages.write_up(update, 1, 0, None, {})[0]
+    assert messages.read_up(sent, 1, 0, spec)[0].keys() == update.keys()
     part = {**answers(found, method, state)[0].up}
     part["weights"] = dict(list(part["weights"].items())[1:])
     with pytest.raises(WireError):
-        letters.read_up(letters.write_up(part, 1, 0, None, {})[0], 1, 0, spec)
+        messages.read_up(messages.write_up(part, 1, 0, None, {})[0], 1, 0, spec)
 
 
 def test_a_doubtful_residual_is_noted(small: MakeExperiment) -> None:
     found = ready(small, *steps(1, 8))
-    method, device = found.course.method, found.course.fleet.devices[0]
+    method, device = found.federation.method, found.federation.fleet.devices[0]
     with meter.metering() as costs:
-        _, up = method.train(None, method.cast(method.start(desk(found)), device, desk(found)), task(found, device))
-    assert up["residual"] == pytest.approx(1.0), "one evaluation from zero: the residual is that of z0 = 0"
-    assert up["healthy"] == ("residual above 0.3" in costs.notes)
+        _, update = method.train(
+            None, method.broadcast(method.initial_state(context(found)), device, context(found)), context(found, device)
+        )
+    assert update["residual"] == pytest.approx(1.0), "one evaluation from zero: the residual is that of z0 = 0"
+    assert update["healthy"] == ("residual above 0.3" in costs.notes)
 
 
 # 16 and the other options
@@ -308,7 +335,7 @@ def test_a_doubtful_residual_is_noted(small: MakeExperiment) -> None:
 
 def test_terms_of_weight_zero_add_exactly_nothing(small: MakeExperiment) -> None:
     found = ready(small, "method.fixed_point_loss=0.0")
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     plain = answers(found, method, state)
     again = answers(found, dataclasses.replace(method, jacobian_weight=0.0), state)
     assert all(tree.equal(a.up, b.up) for a, b in zip(plain, again, strict=True))
@@ -320,23 +347,23 @@ def test_terms_of_weight_zero_add_exactly_nothing(small: MakeExperiment) -> None
 
 def test_a_device_of_one_batch_is_healthy_with_random_steps(small: MakeExperiment) -> None:
     found = ready(small, "method.random_steps=true", "train.batch_size=500")
-    method = found.course.method
+    method = found.federation.method
     for round in range(1, 6):
-        replies = answers(found, method, method.start(desk(found)), round)
-        assert all(reply.up["healthy"] for reply in replies)
-        assert all(reply.up["evaluations"] == reply.up["steps"] for reply in replies)
+        replies = answers(found, method, method.initial_state(context(found)), round)
+        assert all(reply.update["healthy"] for reply in replies)
+        assert all(reply.update["evaluations"] == reply.update["steps"] for reply in replies)
 
 
 def test_the_iteration_may_start_from_the_input(small: MakeExperiment) -> None:
     found, other = ready(small), ready(small, "method.z0=input")
-    state = found.course.method.start(desk(found))
-    zero, image = (answers(one, one.course.method, state)[0].up for one in (found, other))
+    state = found.federation.method.initial_state(context(found))
+    zero, image = (answers(one, one.federation.method, state)[0].up for one in (found, other))
     assert not tree.equal(zero["weights"], image["weights"])
 
 
 def test_the_faithful_profile_calibrates_where_the_server_holds_samples(small: MakeExperiment) -> None:
     found = ready(small, "method.profile=faithful")
-    method = found.course.method
+    method = found.federation.method
     assert method.fusion == found.experiment.method["fusion"] == "calibrated"
     assert (method._equation().solver, method._equation().gradient) == (Anderson(), IFT(steps=8))
     assert (method.fixed_point_loss, found.experiment.train.lr) == (0.0, 0.01)
@@ -360,9 +387,9 @@ def test_anderson_within_the_tail_is_plain_iteration_and_says_so(small: MakeExpe
     state = None
     for count, same in ((7, True), (8, False)):
         plain, other = (ready(small, *steps(count, count), *options) for options in ((), (anderson,)))
-        state = plain.course.method.start(desk(plain)) if state is None else state
-        up = [answers(found, found.course.method, state)[0].up for found in (plain, other)]
-        assert tree.equal(up[0], up[1]) == same
+        state = plain.federation.method.initial_state(context(plain)) if state is None else state
+        update = [answers(found, found.federation.method, state)[0].up for found in (plain, other)]
+        assert tree.equal(update[0], update[1]) == same
 
 
 def test_the_recommended_profile_has_nothing_to_say(small: MakeExperiment) -> None:

@@ -11,24 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, TrainingError
-from potluck.core.types import Desk, Device, Reply, Task
-from potluck.engines.device import OwnStore
-from potluck.engines.inprocess import InProcess
+from potluck.core.types import Device
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.inprocess import InProcess
+from potluck.engines.local_state import LocalStateStore
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
-from potluck.methods.feddlr import FedDLR
-from potluck.models import reference
-from potluck.models.fit import Trained
-from potluck.models.lowrank import low_rank_layers
-from potluck.models.matrix import Flatten
-from potluck.models.nets import Nets, load
-from potluck.models.packing import PackedMean, largest_rank, pack, unpack
-from potluck.models.svd import decompose, decompose_product
-from potluck.models.zoo import make
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.lowrank.factorise import low_rank_layers
+from potluck.lowrank.matrix import Flatten
+from potluck.lowrank.svd import decompose, decompose_product
+from potluck.methods.feddlr import reference
+from potluck.methods.feddlr.method import FedDLR
+from potluck.methods.feddlr.packing import PackedMean, largest_rank, pack, unpack
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load
+from potluck.nets.zoo import make
+from potluck.training.fit import Trained
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
@@ -54,7 +56,7 @@ class Towards:
         self.target_MN = target_MN
         self.step = step
 
-    def train(self, net: nn.Module, task: Task) -> Trained:
+    def train(self, net: nn.Module, context: DeviceContext) -> Trained:
         with torch.no_grad():
             net.weight.add_(self.target_MN - net.weight, alpha=self.step)
         return Trained(samples=1, steps=1, loss=0.0)
@@ -65,7 +67,7 @@ class Toy:
 
     def __init__(self, start_MN: Tensor, fit: Any, **options: Any) -> None:
         rows, columns = start_MN.shape
-        nets = Nets({"one": lambda: nn.Linear(columns, rows, bias=False)}, shape=(columns,), classes=rows, seed=0)
+        nets = TierNets({"one": lambda: nn.Linear(columns, rows, bias=False)}, shape=(columns,), classes=rows, seed=0)
         given = {"error_feedback": False, "dense_rounds": 0, "down": "weight"}
         self.method = FedDLR(net=nets, fit=fit, **{**given, **options})
         self.state: Any = {"weights": pack({"weight": start_MN}, self._share, "squared", "o_ikk")}
@@ -83,12 +85,12 @@ class Toy:
 
     def play(self) -> Tensor:
         self.round += 1
-        desk = Desk(round=self.round, devices=[DEVICE], held=None, public=None, seed=0)
+        context = ServerContext(round=self.round, devices=[DEVICE], held=None, public=None, seed=0)
         share: Any = None
-        task = Task(round=self.round, device=DEVICE, data=share, public=None, seed=0)
-        down = self.method.cast(self.state, DEVICE, desk)
-        self.own, up = self.method.train(self.own, down, task)
-        self.state = self.method.merge(self.state, [Reply(device=DEVICE, round=self.round, up=up)], desk)
+        context = DeviceContext(round=self.round, device=DEVICE, data=share, public=None, seed=0)
+        broadcast = self.method.broadcast(self.state, DEVICE, context)
+        self.own, update = self.method.train(self.own, broadcast, context)
+        self.state = self.method.aggregate(self.state, [Reply(device=DEVICE, round=self.round, update=update)], context)
         return self.matrix()
 
 
@@ -113,8 +115,8 @@ def corner(*values: float) -> Tensor:
         ("update", "update", 0.5, 1.0, 1.0),
     ],
 )
-def test_the_stall_toy(target: str, down: str, p_server: float, low: float, high: float) -> None:
-    options = {"target": target, "down": down, "p_server": p_server, "p_client": 0.9}
+def test_the_stall_toy(target: str, broadcast: str, p_server: float, low: float, high: float) -> None:
+    options = {"target": target, "down": broadcast, "p_server": p_server, "p_client": 0.9}
     toy = Toy(corner(10, 0), Towards(corner(10, 1)), **options)
     seconds = [float(torch.linalg.svdvals(toy.play())[1]) for _ in range(200)][149:]
     within = 0.01 if high > 2 else 1e-6
@@ -129,8 +131,8 @@ def test_what_is_cut_off_is_sent_later() -> None:
     class Noisy:
         raw = torch.zeros(12, 20, dtype=torch.float64)
 
-        def train(self, net: nn.Module, task: Task) -> Trained:
-            change = normal(12, 20, seed=task.round)
+        def train(self, net: nn.Module, context: DeviceContext) -> Trained:
+            change = normal(12, 20, seed=context.round)
             before = net.weight.detach().clone()
             with torch.no_grad():
                 net.weight.add_(change)
@@ -147,14 +149,14 @@ def test_what_is_cut_off_is_sent_later() -> None:
 
 def test_an_old_residual_is_dropped() -> None:
     method = Toy(normal(12, 20), Towards(normal(12, 20)), error_feedback=True, p_client=0.5, residual_max_age=3).method
-    down = {"weights": {"weight": {"dense": normal(12, 20)}}}
-    own: Any = {"residual": {"weight": 100 * normal(12, 20, seed=3)}, "round": 4}
+    broadcast = {"weights": {"weight": {"dense": normal(12, 20)}}}
+    local_state: Any = {"residual": {"weight": 100 * normal(12, 20, seed=3)}, "round": 4}
     data: Any = None
     norms = {}
     for round in (7, 8):
-        task = Task(round=round, device=DEVICE, data=data, public=None, seed=0)
-        kept, up = method.train(own, down, task)
-        norms[round] = float(unpack(up["weights"], method._shapes("one"), "o_ikk")["weight"].norm())
+        context = DeviceContext(round=round, device=DEVICE, data=data, public=None, seed=0)
+        kept, update = method.train(local_state, broadcast, context)
+        norms[round] = float(unpack(update["weights"], method._shapes("one"), "o_ikk")["weight"].norm())
         assert kept is not None
         assert kept["round"] == round
     assert norms[7] > 50 > norms[8]
@@ -243,16 +245,22 @@ def test_a_fresh_weight_is_sent_dense() -> None:
 # --- the whole method on a small net ---------------------------------------------------------------------------------
 
 
-def desk_of(ready: Prepared, round: int = 1) -> Desk:
-    course = ready.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def desk_of(ready: Prepared, round: int = 1) -> ServerContext:
+    federation = ready.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
 def states_of(ready: Prepared, rounds: int, place: Path) -> tuple[dict[str, Tensor], str]:
     """(the server's weights, the state's digest) after some rounds."""
-    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, place))
-    *_, last = play(ready.course, engine, begin(ready.course), rounds)
-    weights = {k: v["dense"] if isinstance(v, dict) else v for k, v in last.snapshot.state["weights"].items()}
+    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, place))
+    *_, last = play(ready.federation, engine, begin(ready.federation), rounds)
+    weights = {k: v["dense"] if isinstance(v, dict) else v for k, v in last.checkpoint.state["weights"].items()}
     return weights, tree.digest(weights)
 
 
@@ -276,7 +284,7 @@ def test_all_dense_is_fedavg(small: MakeExperiment, tmp_path: Path, target: str)
 class Idle:
     """Local training that does nothing."""
 
-    def train(self, net: nn.Module, task: Task) -> Trained:
+    def train(self, net: nn.Module, context: DeviceContext) -> Trained:
         return Trained(samples=1, steps=0, loss=0.0)
 
 
@@ -294,14 +302,14 @@ COMPRESSED = ("method.dense_rounds=0", "method.p_client=0.5", "method.p_server=0
 def test_bytes_are_those_of_the_formula_and_never_more_than_dense(small: MakeExperiment, target: str) -> None:
     plain = (f"method.target={target}", "method.down=weight", "method.error_feedback=false")
     ready = prepare(small("feddlr", *COMPRESSED, *plain))
-    method, at, one = ready.course.method, desk_of(ready), ready.course.fleet.devices[1]
-    state = method.start(desk_of(ready, 0))
-    down = method.cast(state, one, at)
-    task = Task(round=1, device=one, data=ready.shares.train[1], public=None, seed=0)
-    _, up = method.train(None, down, task)
+    method, at, one = ready.federation.method, desk_of(ready), ready.federation.fleet.devices[1]
+    state = method.initial_state(desk_of(ready, 0))
+    broadcast = method.broadcast(state, one, at)
+    context = DeviceContext(round=1, device=one, data=ready.shares.train[1], public=None, seed=0)
+    _, update = method.train(None, broadcast, context)
     shapes = method._shapes("small")
     factored = 0
-    for message in (down, up):
+    for message in (broadcast, update):
         total = 0
         for name, shape in shapes.items():
             node, dense = message["weights"][name], torch.Size(shape).numel()
@@ -312,8 +320,8 @@ def test_bytes_are_those_of_the_formula_and_never_more_than_dense(small: MakeExp
             total += cost
         assert frame.read_header(frame.encode(message)).tensor_bytes == 4 * total
     assert factored > 6
-    assert frame.encode(method.cast(state, one, desk_of(ready))) == frame.encode(down)
-    for node in down["weights"].values():
+    assert frame.encode(method.broadcast(state, one, desk_of(ready))) == frame.encode(broadcast)
+    for node in broadcast["weights"].values():
         if "a" in node:
             assert bool((node["a"].gather(0, node["a"].abs().argmax(0, keepdim=True)) >= 0).all())
 
@@ -334,15 +342,15 @@ def test_the_compact_model_computes_the_same(small: MakeExperiment, flatten: str
     options = (*COMPRESSED, f"method.flatten={flatten}", f"method.target={target}", "method.down=weight")
     options = (*options, "method.error_feedback=false", *(["method.p_model=0.6"] if target == "update" else []))
     ready = prepare(small("feddlr", *options))
-    method, one = ready.course.method, ready.course.fleet.devices[0]
-    state = method.start(desk_of(ready, 0))
+    method, one = ready.federation.method, ready.federation.fleet.devices[0]
+    state = method.initial_state(desk_of(ready, 0))
     compact = method.model(state, None, one).eval()
     whole = make("resnet8", (1, 8, 8), 10, "group").eval()
-    load(whole, unpack(method.cast(state, one, desk_of(ready))["weights"], method._shapes("small"), flatten))
+    load(whole, unpack(method.broadcast(state, one, desk_of(ready))["weights"], method._shapes("small"), flatten))
     assert len(low_rank_layers(compact)) >= 3
     x_BCHW = normal(4, 1, 8, 8)
     assert torch.allclose(compact(x_BCHW), whole(x_BCHW), atol=1e-5)
-    full = prepare(small("feddlr", *options, "method.compact=false")).course.method.model(state, None, one).eval()
+    full = prepare(small("feddlr", *options, "method.compact=false")).federation.method.model(state, None, one).eval()
     assert not low_rank_layers(full)
     assert torch.allclose(full(x_BCHW), whole(x_BCHW), atol=1e-5)
 
@@ -353,29 +361,31 @@ class Loses:
     def __init__(self, inner: InProcess, device: int, round: int) -> None:
         self.inner, self.device, self.round = inner, device, round
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            order = delivery.order
+    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(orders, deadline_s):
+            order = response.order
             lost = (order.device.id, order.round, order.verb) == (self.device, self.round, "train")
-            yield Delivery(order=order, status="lost") if lost else delivery
+            yield Response(order=order, status="lost") if lost else response
 
 
 def test_a_lost_reply_never_touched_the_residual(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("feddlr", *COMPRESSED, "fleet.participation=1.0", "data.partition.kind=iid"))
-    store = OwnStore(tmp_path)
-    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path))
-    _, second = play(ready.course, Loses(engine, 2, 2), begin(ready.course), 2)
-    snapshot = second.snapshot
-    assert snapshot.acks[2] == 1
-    assert snapshot.acks[3] == 2
+    store = LocalStateStore(tmp_path)
+    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
+    _, second = play(ready.federation, Loses(engine, 2, 2), begin(ready.federation), 2)
+    checkpoint = second.checkpoint
+    assert checkpoint.acks[2] == 1
+    assert checkpoint.acks[3] == 2
     kept = store.load(2, 1)["own"]
     assert kept["round"] == 1
-    assert tree.digest(kept) == snapshot.own[2]
-    (third,) = play(ready.course, engine, snapshot, 3)
-    task = Task(round=3, device=ready.course.fleet.devices[2], data=ready.shares.train[2], public=None, seed=0)
-    down = ready.course.method.cast(snapshot.state, task.device, desk_of(ready, 3))
-    own, _ = ready.course.method.train(kept, down, task)
-    assert tree.digest(own) == third.snapshot.own[2]
+    assert tree.digest(kept) == checkpoint.own[2]
+    (third,) = play(ready.federation, engine, checkpoint, 3)
+    context = DeviceContext(
+        round=3, device=ready.federation.fleet.devices[2], data=ready.shares.train[2], public=None, seed=0
+    )
+    broadcast = ready.federation.method.broadcast(checkpoint.state, context.device, desk_of(ready, 3))
+    local_state, _ = ready.federation.method.train(kept, broadcast, context)
+    assert tree.digest(local_state) == third.checkpoint.own[2]
 
 
 # --- what it refuses, and what it warns of ---------------------------------------------------------------------------
@@ -424,7 +434,7 @@ def vector(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def test_a_net_without_a_matrix_is_refused(small: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potluck.models.zoo._import", lambda name, shape, classes: vector(shape, classes))
+    monkeypatch.setattr("potluck.nets.zoo._import", lambda name, shape, classes: vector(shape, classes))
     with pytest.raises(ModelError, match="feddlr: the net has no matrix that factors make smaller"):
         prepare(small("feddlr", "model.name=anything:vector"))
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import meter, tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, TrainingError
-from potluck.core.types import Desk, Device, Reply, Task
+from potluck.core.types import Device
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.lowrank import spectra
+from potluck.lowrank.matrix import to_matrix
 from potluck.methods.fedhm import FedHM
-from potluck.models import spectra
-from potluck.models.matrix import to_matrix
-from potluck.models.nets import Nets
+from potluck.nets.tier_nets import TierNets
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
@@ -40,8 +41,8 @@ def device(number: int, tier: str) -> Device:
     )
 
 
-def desk(devices: list[Device], round: int = 1) -> Desk:
-    return Desk(round=round, devices=devices, held=None, public=None, seed=0)
+def context(devices: list[Device], round: int = 1) -> ServerContext:
+    return ServerContext(round=round, devices=devices, held=None, public=None, seed=0)
 
 
 def by_hand(ranks: Mapping[float, int]) -> Callable[..., dict[str, int]]:
@@ -59,7 +60,7 @@ class Toy:
     def __init__(self, matrix_MN: Tensor, factors: list[float], **options: Any) -> None:
         rows, columns = matrix_MN.shape
         tiers = [f"tier{number}" for number in range(len(factors))]
-        nets = Nets(
+        nets = TierNets(
             dict.fromkeys(tiers, lambda: nn.Sequential(nn.Linear(columns, rows, bias=False))),
             shape=(columns,),
             classes=-1,
@@ -76,18 +77,20 @@ class Toy:
         found: Tensor = self.state["weights"]["0.weight"]
         return found
 
-    def answers(self, at: Desk, change: Callable[[Any], Any] = lambda down: down) -> list[Reply[Any]]:
+    def answers(
+        self, at: ServerContext, change: Callable[[Any], Any] = lambda broadcast: broadcast
+    ) -> list[Reply[Any]]:
         replies = []
         for one in self.devices:
-            down = self.method.cast(self.state, one, at)
-            up = {**change(down), "rank_factor": 1.0, "samples": 3}
-            replies.append(Reply(device=one, round=at.round, up=up))
+            broadcast = self.method.broadcast(self.state, one, at)
+            update = {**change(broadcast), "rank_factor": 1.0, "samples": 3}
+            replies.append(Reply(device=one, round=at.round, update=update))
         return replies
 
-    def play(self, rounds: int, change: Callable[[Any], Any] = lambda down: down) -> Tensor:
+    def play(self, rounds: int, change: Callable[[Any], Any] = lambda broadcast: broadcast) -> Tensor:
         for round in range(1, rounds + 1):
-            at = desk(self.devices, round)
-            self.state = self.method.merge(self.state, self.answers(at, change), at)
+            at = context(self.devices, round)
+            self.state = self.method.aggregate(self.state, self.answers(at, change), at)
         return self.matrix
 
 
@@ -108,10 +111,10 @@ def toy_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replace_collapses_to_the_smallest_rank() -> None:
     toy = Toy(HARMONIC, [1.0, 2.0, 4.0, 8.0], aggregation="replace", classifier_rows="all")
     wanted = {0: 0.06260, 1: 0.02579, 5: 0.002113, 10: 1.182e-4, 20: 3.75e-7}
-    played = 0
+    result = 0
     for rounds, share in wanted.items():
-        toy.play(rounds - played)
-        played = rounds
+        toy.play(rounds - result)
+        result = rounds
         assert outside_top(toy.matrix, 8) == pytest.approx(share, rel=1e-3), rounds
     s_K = torch.linalg.svdvals(toy.matrix)
     shrunk = [1.0, 0.75**20, 0.5**20, 0.25**20]
@@ -153,8 +156,8 @@ def test_the_record_tells_what_nobody_was_sent() -> None:
     assert costs.notes["largest rank absent"] == 0.0
     assert costs.seconds["svd"] > 0
     with meter.metering() as costs:
-        at = desk(toy.devices)
-        toy.method.merge(toy.state, toy.answers(at)[1:], at)
+        at = context(toy.devices)
+        toy.method.aggregate(toy.state, toy.answers(at)[1:], at)
     assert costs.notes["unsent energy"] == pytest.approx(float(s_K[8:].sum() / s_K.sum()), rel=1e-4)
     assert costs.notes["largest rank absent"] == 1.0
 
@@ -183,9 +186,9 @@ def test_equal_factors_replace_agrees_with_the_bands(monkeypatch: pytest.MonkeyP
     matrix_MN = torch.randn((20, 24), generator=torch.Generator().manual_seed(1))
     rng = torch.Generator().manual_seed(2)
 
-    def trained(down: Any) -> Any:
-        u = {layer: value + 0.1 * torch.randn(value.shape, generator=rng) for layer, value in down["u"].items()}
-        return {**down, "u": u}
+    def trained(broadcast: Any) -> Any:
+        u = {layer: value + 0.1 * torch.randn(value.shape, generator=rng) for layer, value in broadcast["u"].items()}
+        return {**broadcast, "u": u}
 
     found = {}
     for aggregation in ("replace", "rank_partitioned"):
@@ -205,16 +208,20 @@ def test_products_are_averaged_never_factors(monkeypatch: pytest.MonkeyPatch, ag
         for rank in (4, 8)
     }
 
-    def same(down: Any) -> Any:
-        return down
+    def same(broadcast: Any) -> Any:
+        return broadcast
 
-    def scaled(down: Any) -> Any:
-        return {**down, "u": {n: 7 * u for n, u in down["u"].items()}, "v": {n: v / 7 for n, v in down["v"].items()}}
+    def scaled(broadcast: Any) -> Any:
+        return {
+            **broadcast,
+            "u": {n: 7 * u for n, u in broadcast["u"].items()},
+            "v": {n: v / 7 for n, v in broadcast["v"].items()},
+        }
 
-    def rotated(down: Any) -> Any:
-        u = {name: value @ rotation_RR[value.shape[1]] for name, value in down["u"].items()}
-        v = {name: rotation_RR[value.shape[0]].T @ value for name, value in down["v"].items()}
-        return {**down, "u": u, "v": v}
+    def rotated(broadcast: Any) -> Any:
+        u = {name: value @ rotation_RR[value.shape[1]] for name, value in broadcast["u"].items()}
+        v = {name: rotation_RR[value.shape[0]].T @ value for name, value in broadcast["v"].items()}
+        return {**broadcast, "u": u, "v": v}
 
     options = {"aggregation": aggregation, "classifier_rows": "all"}
     found = [Toy(matrix_MN, [2.0, 8.0], **options).play(1, change) for change in (same, scaled, rotated)]
@@ -226,38 +233,46 @@ def test_products_are_averaged_never_factors(monkeypatch: pytest.MonkeyPatch, ag
 def test_history_joins_as_one_more_full_client() -> None:
     options = {"aggregation": "replace", "keep_history": True, "classifier_rows": "all"}
     toy = Toy(HARMONIC, [1.0, 8.0], weighting="size_softmax", temperature=2.0, **options)
-    at = desk(toy.devices)
+    at = context(toy.devices)
     _, small = toy.answers(at)
-    found = toy.method.merge(toy.state, [small], at)["weights"]["0.weight"]
+    found = toy.method.aggregate(toy.state, [small], at)["weights"]["0.weight"]
     share = math.exp(-1 / 2) / (math.exp(-1 / 2) + math.exp(-8 / 2))
     assert float(found[10, 10]) == pytest.approx(share / 11, rel=1e-5)
     assert float(found[3, 3]) == pytest.approx(1 / 4, rel=1e-5)
-    both = toy.method.merge(toy.state, toy.answers(at), at)["weights"]["0.weight"]
+    both = toy.method.aggregate(toy.state, toy.answers(at), at)["weights"]["0.weight"]
     assert float(both[10, 10]) == pytest.approx(share / 11, rel=1e-5)  # the largest device answered: it is no history
 
 
 # --- the whole method on a small net ---------------------------------------------------------------------------------
 
 
-def desk_of(ready: Prepared, round: int = 1) -> Desk:
-    course = ready.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def desk_of(ready: Prepared, round: int = 1) -> ServerContext:
+    federation = ready.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
-def task_of(ready: Prepared, number: int, round: int = 1) -> Task:
-    found = ready.course.fleet.devices[number]
-    return Task(round=round, device=found, data=ready.shares.train[number], public=None, seed=ready.course.seed)
+def task_of(ready: Prepared, number: int, round: int = 1) -> DeviceContext:
+    found = ready.federation.fleet.devices[number]
+    return DeviceContext(
+        round=round, device=found, data=ready.shares.train[number], public=None, seed=ready.federation.seed
+    )
 
 
-def untrained(ready: Prepared, state: Any, at: Desk) -> list[Reply[Any]]:
-    method = ready.course.method
+def untrained(ready: Prepared, state: Any, at: ServerContext) -> list[Reply[Any]]:
+    method = ready.federation.method
     replies = []
-    for one in ready.course.fleet.devices:
-        down = method.cast(state, one, at)
-        up = {**down, "rank_factor": method._factor(one.tier), "samples": 10 + one.id}
+    for one in ready.federation.fleet.devices:
+        broadcast = method.broadcast(state, one, at)
+        update = {**broadcast, "rank_factor": method._factor(one.tier), "samples": 10 + one.id}
         if method._counts_rows(one.tier):
-            up["labels"] = [0, 1, 2]
-        replies.append(Reply(device=one, round=at.round, up=up))
+            update["labels"] = [0, 1, 2]
+        replies.append(Reply(device=one, round=at.round, update=update))
     return replies
 
 
@@ -275,69 +290,69 @@ def test_factor_one_everywhere_is_fedavg(small: MakeExperiment, tmp_path: Path, 
 
 def test_without_training_delta_changes_no_bit(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "method.retention=1"))
-    state, at = ready.course.method.start(desk_of(ready, 0)), desk_of(ready)
-    assert tree.equal(ready.course.method.merge(state, untrained(ready, state, at), at), state)
+    state, at = ready.federation.method.initial_state(desk_of(ready, 0)), desk_of(ready)
+    assert tree.equal(ready.federation.method.aggregate(state, untrained(ready, state, at), at), state)
 
 
 def test_bytes_are_those_of_the_formula(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "method.rank_factor={small=4,large=2}"))
-    method, at = ready.course.method, desk_of(ready)
-    state = method.start(desk_of(ready, 0))
+    method, at = ready.federation.method, desk_of(ready)
+    state = method.initial_state(desk_of(ready, 0))
     for number, factor in ((0, 4), (2, 2)):
-        down = method.cast(state, ready.course.fleet.devices[number], at)
+        broadcast = method.broadcast(state, ready.federation.fleet.devices[number], at)
         weights = dict(state["weights"])
         total = 0
         for layer in SMALL_NET:
             outputs, inputs, k, _ = weights.pop(f"{layer}.weight").shape
             total += max(round(outputs / factor), 1) * k * (outputs + inputs)
         total += sum(value.numel() for value in weights.values())
-        assert frame.read_header(frame.encode(down)).tensor_bytes == 4 * total
-        _, up = method.train(None, down, task_of(ready, number))
-        assert frame.read_header(frame.encode(up)).tensor_bytes == 4 * total
+        assert frame.read_header(frame.encode(broadcast)).tensor_bytes == 4 * total
+        _, update = method.train(None, broadcast, task_of(ready, number))
+        assert frame.read_header(frame.encode(update)).tensor_bytes == 4 * total
 
 
 def test_cast_is_pure_and_signs_are_fixed(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm"))
-    method, one = ready.course.method, ready.course.fleet.devices[0]
-    state = method.start(desk_of(ready, 0))
-    first, again = (frame.encode(method.cast(state, one, desk_of(ready))) for _ in range(2))
+    method, one = ready.federation.method, ready.federation.fleet.devices[0]
+    state = method.initial_state(desk_of(ready, 0))
+    first, again = (frame.encode(method.broadcast(state, one, desk_of(ready))) for _ in range(2))
     assert first == again
-    for u_MR in method.cast(state, one, desk_of(ready))["u"].values():
+    for u_MR in method.broadcast(state, one, desk_of(ready))["u"].values():
         top_R = u_MR.gather(0, u_MR.abs().argmax(0, keepdim=True))
         assert bool((top_R > 0).all())
 
 
 def test_weights_that_are_not_finite_are_named(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm"))
-    method = ready.course.method
-    state = method.start(desk_of(ready, 0))
+    method = ready.federation.method
+    state = method.initial_state(desk_of(ready, 0))
     broken = {"weights": {**state["weights"], f"{SMALL_NET[1]}.weight": torch.full((32, 32, 3, 3), float("nan"))}}
     with pytest.raises(TrainingError, match=SMALL_NET[1]):
-        method.cast(broken, ready.course.fleet.devices[0], desk_of(ready))
+        method.broadcast(broken, ready.federation.fleet.devices[0], desk_of(ready))
 
 
 @pytest.mark.parametrize(("rows", "kept"), [("renormalised", 1.0), ("paper", None), ("all", 1.0)])
 def test_a_class_that_no_small_device_has(small: MakeExperiment, rows: str, kept: float | None) -> None:
     ready = prepare(small("fedhm", f"method.classifier_rows={rows}"))
-    method, at = ready.course.method, desk_of(ready)
-    state = method.start(desk_of(ready, 0))
+    method, at = ready.federation.method, desk_of(ready)
+    state = method.initial_state(desk_of(ready, 0))
     replies = untrained(ready, state, at)
-    merged = method.merge(state, replies, at)["weights"]["classifier.weight"]
+    merged = method.aggregate(state, replies, at)["weights"]["classifier.weight"]
     before = state["weights"]["classifier.weight"]
-    weights = [method._weight(method._factor(reply.device.tier), reply.up["samples"]) for reply in replies]
+    weights = [method._weight(method._factor(reply.device.tier), reply.update["samples"]) for reply in replies]
     large = [weight for weight, reply in zip(weights, replies, strict=True) if reply.device.tier == "large"]
     share = sum(large) / sum(weights) if kept is None else kept
     assert torch.allclose(merged[5], share * before[5], rtol=1e-5)
     assert torch.allclose(merged[1], before[1], rtol=1e-5)
     small_only = [reply for reply in replies if reply.device.tier == "small"]
-    alone = method.merge(state, small_only, at)["weights"]["classifier.weight"]
+    alone = method.aggregate(state, small_only, at)["weights"]["classifier.weight"]
     assert torch.allclose(alone[5], before[5] * (0.0 if kept is None else 1.0))
 
 
 def test_fresh_weights_start_at_the_rank_of_the_weakest_tier(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("fedhm", "method.rank_factor={small=8,large=2}"))
-    found = ready.course.method.start(desk_of(ready, 0))["weights"]
-    full = prepare(small("fedhm", "method.initial=full")).course.method.start(desk_of(ready, 0))["weights"]
+    found = ready.federation.method.initial_state(desk_of(ready, 0))["weights"]
+    full = prepare(small("fedhm", "method.initial=full")).federation.method.initial_state(desk_of(ready, 0))["weights"]
     for name, value in found.items():
         layer, ranks = name.removesuffix(".weight"), {16: 2, 32: 4, 64: 8}
         if layer not in SMALL_NET:
@@ -352,30 +367,34 @@ def test_fresh_weights_start_at_the_rank_of_the_weakest_tier(small: MakeExperime
         assert float(alike) > 0.98  # the randomised SVD is near the best
     path = tmp_path / "trained.safetensors"
     path.write_bytes(frame.encode(full))
-    trained = prepare(small("fedhm", f'model.init="{path}"')).course.method.start(desk_of(ready, 0))["weights"]
+    trained = prepare(small("fedhm", f'model.init="{path}"')).federation.method.initial_state(desk_of(ready, 0))[
+        "weights"
+    ]
     assert tree.equal(trained, full)
 
 
 def test_masked_logits_do_not_learn(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "method.mask_labels=true"))
-    method, at = ready.course.method, desk_of(ready)
-    state = method.start(desk_of(ready, 0))
-    task = task_of(ready, 0)
-    two = task.data.take((task.data.y < 2).nonzero().reshape(-1))
-    task = Task(round=1, device=task.device, data=two, public=None, seed=0)
-    down = method.cast(state, task.device, at)
-    _, up = method.train(None, down, task)
-    assert up["labels"] == [0, 1]
-    moved = (up["full"]["classifier.weight"] - down["full"]["classifier.weight"]).abs().amax(1)
+    method, at = ready.federation.method, desk_of(ready)
+    state = method.initial_state(desk_of(ready, 0))
+    context = task_of(ready, 0)
+    two = context.data.take((context.data.y < 2).nonzero().reshape(-1))
+    context = DeviceContext(round=1, device=context.device, data=two, public=None, seed=0)
+    broadcast = method.broadcast(state, context.device, at)
+    _, update = method.train(None, broadcast, context)
+    assert update["labels"] == [0, 1]
+    moved = (update["full"]["classifier.weight"] - broadcast["full"]["classifier.weight"]).abs().amax(1)
     assert bool((moved[:2] > 0).all())
     assert float(moved[2:].max()) == 0.0
 
 
 def test_decay_of_factors_and_of_full_tensors_stand_apart(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "train.weight_decay=0.5", "method.frobenius=0.25", "method.l2_on_factors=0.125"))
-    method = ready.course.method
-    down = method.cast(method.start(desk_of(ready, 0)), ready.course.fleet.devices[0], desk_of(ready))
-    net = spectra_net(method, down)
+    method = ready.federation.method
+    broadcast = method.broadcast(
+        method.initial_state(desk_of(ready, 0)), ready.federation.fleet.devices[0], desk_of(ready)
+    )
+    net = spectra_net(method, broadcast)
     for weight in net.parameters():
         weight.grad = torch.zeros_like(weight)
     method._decay(net)
@@ -386,20 +405,20 @@ def test_decay_of_factors_and_of_full_tensors_stand_apart(small: MakeExperiment)
     assert float(net.get_parameter("classifier.weight").grad.abs().max()) == 0.0
 
 
-def spectra_net(method: FedHM, down: Any) -> nn.Module:
-    from potluck.models.lowrank import low_rank, with_factors  # noqa: PLC0415 - for this test alone
-    from potluck.models.nets import load  # noqa: PLC0415
+def spectra_net(method: FedHM, broadcast: Any) -> nn.Module:
+    from potluck.lowrank.factorise import low_rank, with_factors  # noqa: PLC0415 - for this test alone
+    from potluck.nets.weights import load  # noqa: PLC0415
 
-    net = low_rank(method.net("small"), {layer: u.shape[1] for layer, u in down["u"].items()})
-    load(net, with_factors(down["full"], down["u"], down["v"]))
+    net = low_rank(method.net("small"), {layer: u.shape[1] for layer, u in broadcast["u"].items()})
+    load(net, with_factors(broadcast["full"], broadcast["u"], broadcast["v"]))
     return net
 
 
 def test_the_model_is_that_of_the_tier(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm"))
-    method = ready.course.method
-    state = method.start(desk_of(ready, 0))
-    weak, strong = (method.model(state, None, ready.course.fleet.devices[number]) for number in (0, 2))
+    method = ready.federation.method
+    state = method.initial_state(desk_of(ready, 0))
+    weak, strong = (method.model(state, None, ready.federation.fleet.devices[number]) for number in (0, 2))
     server = method.model(state, None, device(99, "server"))
     assert sum(w.numel() for w in weak.parameters()) == 12_602
     for net in (strong, server):
@@ -408,7 +427,7 @@ def test_the_model_is_that_of_the_tier(small: MakeExperiment) -> None:
 
 def test_faithful_is_the_authors_code(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "method.profile=faithful", "data.partition.kind=iid"))
-    method, experiment = ready.course.method, ready.experiment
+    method, experiment = ready.federation.method, ready.experiment
     assert (method.aggregation, method.weighting, method.keep_history) == ("replace", "uniform", True)
     assert (method.mask_labels, method.classifier_rows, method.l2_on_factors) == (True, "paper", 1e-4)
     assert (experiment.train.lr, experiment.train.epochs["small"], experiment.train.weight_decay) == (0.1, 10, 1e-4)
@@ -474,7 +493,7 @@ def depthwise(shape: tuple[int, ...], classes: int) -> nn.Module:
 def test_a_depthwise_layer_is_kept_full_and_said_once(
     small: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr("potluck.models.zoo._import", lambda name, shape, classes: depthwise(shape, classes))
+    monkeypatch.setattr("potluck.nets.zoo._import", lambda name, shape, classes: depthwise(shape, classes))
     experiment = small(method, "model.name=anything:depthwise")
     assert prepare(experiment).warnings == ["grouped convolutions stay full: 1"]
     found = run.run(experiment, tmp_path / "run")  # a warning of any other kind would be an error

@@ -13,11 +13,12 @@ from tests.methods.peer_world import CLASSES, device, fit, nets, rows
 from torch import Tensor
 
 from potluck.core import meter, tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError
-from potluck.core.types import Desk, Reply, Shard, Task
+from potluck.core.types import Shard
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import prepare
+from potluck.experiment.prepare import prepare
 from potluck.methods.fedmd import LOSSES, FedMD
 from potluck.methods.local import Local
 
@@ -30,25 +31,25 @@ def fedmd(**options: Any) -> FedMD:
     return FedMD(net=nets(), fit=settings, **options)
 
 
-def desk(round: int, count: int = 2) -> Desk:
-    return Desk(round=round, devices=[device(k) for k in range(count)], held=None, public=PUBLIC, seed=0)
+def context(round: int, count: int = 2) -> ServerContext:
+    return ServerContext(round=round, devices=[device(k) for k in range(count)], held=None, public=PUBLIC, seed=0)
 
 
-def task_of(round: int, number: int, data: Shard) -> Task:
-    return Task(round=round, device=device(number), data=data, public=PUBLIC, seed=0)
+def task_of(round: int, number: int, data: Shard) -> DeviceContext:
+    return DeviceContext(round=round, device=device(number), data=data, public=PUBLIC, seed=0)
 
 
 def play(found: FedMD, data: Sequence[Shard], rounds: int, numbers: Sequence[int] | None = None) -> list[Any]:
     """(states, own states, ups) after some rounds in which everybody takes part; ``numbers`` seed the devices."""
     numbers = range(len(data)) if numbers is None else numbers
-    state, owns, ups = found.start(desk(0)), [None] * len(data), []
+    state, owns, ups = found.start(context(0)), [None] * len(data), []
     for round in range(1, rounds + 1):
-        table, replies = desk(round, len(data)), []
+        table, replies = context(round, len(data)), []
         for k, shard in enumerate(data):
-            down = found.cast(state, device(k), table)
-            owns[k], up = found.train(owns[k], down, task_of(round, numbers[k], shard))  # type: ignore[call-overload]
-            replies.append(Reply(device=device(k), round=round, up=up))
-        state, ups = found.merge(state, replies, table), [reply.up for reply in replies]
+            broadcast = found.cast(state, device(k), table)
+            owns[k], update = found.train(owns[k], broadcast, task_of(round, numbers[k], shard))  # type: ignore[call-overload]
+            replies.append(Reply(device=device(k), round=round, update=update))
+        state, ups = found.merge(state, replies, table), [reply.update for reply in replies]
     return [state, owns, ups]
 
 
@@ -62,46 +63,46 @@ def test_identical_devices_stay_identical() -> None:
 def test_one_device_has_nothing_to_digest_of_its_own_scores(loss: Any) -> None:
     found = fedmd(fit=fit(batch_size=20), digest_loss=loss, public_batch=0)
     state, owns, _ = play(found, [rows(16)], rounds=1)
-    net = nets().loaded("phone", owns[0]["weights"])
+    net = nets().with_weights("phone", owns[0]["weights"])
     with torch.no_grad():
         assert float(LOSSES[loss](net(PUBLIC.x), state["scores"], True)) < 1e-6
     with meter.metering() as costs:
-        found.train(owns[0], found.cast(state, device(0), desk(2)), task_of(2, 0, rows(16)))
+        found.train(owns[0], found.cast(state, device(0), context(2)), task_of(2, 0, rows(16)))
     assert abs(costs.notes["digest_loss"]) < 1e-6
 
 
 @pytest.mark.parametrize(("weighting", "shares"), [("uniform", (0.5, 0.5)), ("samples", (0.25, 0.75))])
 def test_the_mean_of_scores_in_closed_form(weighting: Any, shares: tuple[float, float]) -> None:
     state, _, ups = play(fedmd(weighting=weighting), [rows(8), rows(24, seed=3)], rounds=2)
-    expected = sum(share * up["scores"].double() for share, up in zip(shares, ups, strict=True))
+    expected = sum(share * update["scores"].double() for share, update in zip(shares, ups, strict=True))
     assert torch.allclose(state["scores"].double(), expected, atol=1e-6)
     assert torch.equal(state["ids"], state["ids"].sort().values)
 
 
 def test_sharpened_posteriors_are_the_softmax_of_their_mean() -> None:
     state, _, ups = play(fedmd(weighting="sharpen", scores="posteriors"), [rows(8), rows(24, seed=3)], rounds=1)
-    mean = torch.stack([up["scores"] for up in ups]).mean(dim=0)
+    mean = torch.stack([update["scores"] for update in ups]).mean(dim=0)
     assert torch.allclose(state["scores"], (mean / 0.1).softmax(dim=1), atol=1e-5)
     assert torch.allclose(ups[0]["scores"].sum(dim=1), torch.ones(20), atol=1e-5)
 
 
 def test_missing_devices_leave_the_mean_to_the_rest() -> None:
-    found, table = fedmd(), desk(1)
-    start = found.start(desk(0))
-    _, up = found.train(None, found.cast(start, device(0), table), task_of(1, 0, rows(16)))
-    state = found.merge(start, [Reply(device=device(0), round=1, up=up)], table)
-    assert torch.equal(state["scores"], up["scores"])
-    assert found.merge(state, [], desk(2)) is state
+    found, table = fedmd(), context(1)
+    start = found.start(context(0))
+    _, update = found.train(None, found.cast(start, device(0), table), task_of(1, 0, rows(16)))
+    state = found.merge(start, [Reply(device=device(0), round=1, update=update)], table)
+    assert torch.equal(state["scores"], update["scores"])
+    assert found.merge(state, [], context(2)) is state
 
 
 def test_without_digests_it_is_local_training_after_the_warm_start() -> None:
     _, owns, _ = play(fedmd(digest_epochs=0), [rows(16)], rounds=2)
-    net = nets().loaded("phone", nets()("phone").state_dict())
+    net = nets().with_weights("phone", nets()("phone").state_dict())
     fit().train(net, task_of(1, 0, rows(16)), data=PUBLIC, purpose="warm start")
-    local, own = Local(net=nets(), fit=fit()), {"weights": dict(net.state_dict())}
+    local, local_state = Local(net=nets(), fit=fit()), {"weights": dict(net.state_dict())}
     for round in (1, 2):
-        own, _ = local.train(own, {}, task_of(round, 0, rows(16)))  # type: ignore[arg-type,assignment]
-    assert tree.equal(owns[0], own)
+        local_state, _ = local.train(local_state, {}, task_of(round, 0, rows(16)))  # type: ignore[arg-type,assignment]
+    assert tree.equal(owns[0], local_state)
 
 
 def test_a_digest_brings_nets_towards_the_mean() -> None:
@@ -129,8 +130,8 @@ def test_bytes_are_four_per_score_and_per_id(small: MakeExperiment, tmp_path: Pa
     for row in found.ledger:
         if row["verb"] == "train":
             first = row["round"] == 1
-            down = 4 * size if first else 4 * size * 10 + 8 * size
-            assert row["tensor_bytes"] == (down if row["direction"] == "down" else 4 * size * 10)
+            broadcast = 4 * size if first else 4 * size * 10 + 8 * size
+            assert row["tensor_bytes"] == (broadcast if row["direction"] == "down" else 4 * size * 10)
     assert "server" in found.rounds[1]["notes"]
 
 

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from potluck.core import tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError
 from potluck.core.seeds import generator
-from potluck.core.types import Desk, Reply, Task
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
-from potluck.methods.depth import at_depths, key_of, nearest
+from potluck.experiment.prepare import Prepared, prepare
 from potluck.methods.fedavg import FedAvg
-from potluck.methods.fedode import FedODE
-from potluck.models import ode
-from potluck.models.nets import Nets, weights_of
+from potluck.methods.fedode import FedODE, key_of, nearest
+from potluck.nets import odenet
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import weights_of
+from potluck.training.random_depth import at_depths
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
@@ -36,18 +37,26 @@ def steps(little: int | str, large: int | str) -> tuple[str, str]:
     return f"method.steps.small={little}", f"method.steps.large={large}"
 
 
-def desk(found: Prepared, round: int = 1) -> Desk:
-    course = found.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def context(found: Prepared, round: int = 1) -> ServerContext:
+    federation = found.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
 def one_round(found: Prepared, method: Any, state: Any, round: int = 1) -> tuple[Any, list[Reply[Any]]]:
     replies = []
-    for device in found.course.fleet.devices:
-        task = Task(round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.course.seed)
-        up = method.train(None, method.cast(state, device, desk(found, round)), task)[1]
-        replies.append(Reply(device=device, round=round, up=up))
-    return method.merge(state, replies, desk(found, round)), replies
+    for device in found.federation.fleet.devices:
+        context = DeviceContext(
+            round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.federation.seed
+        )
+        update = method.train(None, method.broadcast(state, device, context(found, round)), context)[1]
+        replies.append(Reply(device=device, round=round, update=update))
+    return method.aggregate(state, replies, context(found, round)), replies
 
 
 def whole(state: Any, key: str) -> dict[str, torch.Tensor]:
@@ -60,16 +69,16 @@ def whole(state: Any, key: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("groups", ["global", "per_steps"])
 def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, groups: str) -> None:
     found = ready(small, *steps(3, 3), f"method.norm_groups={groups}")
-    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.course.seed
+    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.federation.seed
 
     def make() -> nn.Module:
-        net = ode.make_odenet("odenet-cifar-like", shape, classes)
-        ode.set_depth(net, 3)
+        net = odenet.make_odenet("odenet-cifar-like", shape, classes)
+        odenet.set_depth(net, 3)
         return net
 
-    method = found.course.method
-    plain = FedAvg(net=Nets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
-    ours, theirs = method.start(desk(found)), plain.start(desk(found))
+    method = found.federation.method
+    plain = FedAvg(net=TierNets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
+    ours, theirs = method.initial_state(context(found)), plain.start(context(found))
     for round in (1, 2):
         ours, _ = one_round(found, method, ours, round)
         theirs, _ = one_round(found, plain, theirs, round)
@@ -79,9 +88,9 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, grou
 
 def test_one_reply_is_the_new_state(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     _, replies = one_round(found, method, state)
-    after = method.merge(state, replies[:1], desk(found))
+    after = method.aggregate(state, replies[:1], context(found))
     assert tree.equal(after["weights"], replies[0].up["weights"])
     assert tree.equal(after["groups"]["2"], replies[0].up["group"])
     assert tree.equal(after["groups"]["8"], state["groups"]["8"])
@@ -92,7 +101,7 @@ def test_checkpoints_change_nothing(small: MakeExperiment, solver: str) -> None:
     ends = []
     for checkpoint in ("false", "true"):
         found = ready(small, f"method.checkpoint={checkpoint}", f"method.solver={solver}", *steps(1, 2))
-        ends.append(one_round(found, found.course.method, found.course.method.start(desk(found)))[0])
+        ends.append(one_round(found, found.federation.method, found.federation.method.initial_state(context(found)))[0])
     assert tree.equal(ends[0], ends[1])
 
 
@@ -112,13 +121,13 @@ def test_checkpoints_change_nothing(small: MakeExperiment, solver: str) -> None:
 )
 def test_bytes_of_both_directions(small: MakeExperiment, options: tuple[str, ...], size: int) -> None:
     found = ready(small, "data.source=synthetic:60,3,32,32", *steps(2, 2), *options)
-    method, device = found.course.method, found.course.fleet.devices[0]
-    down = method.cast(method.start(desk(found)), device, desk(found))
-    assert frame.read_header(frame.encode(down)).tensor_bytes == size
-    assert not down["weights"].keys() & down.get("group", {}).keys()
-    net = method.net.lent("2", {**down["weights"], **down.get("group", {})}, lambda: method._net("small"))
-    up = {"weights": method._split(net)[0], "group": method._split(net)[1]}
-    assert tree.nbytes(up) == size
+    method, device = found.federation.method, found.federation.fleet.devices[0]
+    broadcast = method.broadcast(method.initial_state(context(found)), device, context(found))
+    assert frame.read_header(frame.encode(broadcast)).tensor_bytes == size
+    assert not broadcast["weights"].keys() & broadcast.get("group", {}).keys()
+    net = method.net.borrow("2", {**broadcast["weights"], **broadcast.get("group", {})}, lambda: method._net("small"))
+    update = {"weights": method._split(net)[0], "group": method._split(net)[1]}
+    assert tree.nbytes(update) == size
 
 
 # 8: depth is no part of the weights
@@ -126,28 +135,28 @@ def test_bytes_of_both_directions(small: MakeExperiment, options: tuple[str, ...
 
 def test_weights_of_one_step_count_serve_any_other(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 20))
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     state, _ = one_round(found, method, state)
-    few, many = (method.model(state, None, found.course.fleet.devices[i]) for i in (0, -1))
+    few, many = (method.model(state, None, found.federation.fleet.devices[i]) for i in (0, -1))
     assert {k: v.shape for k, v in few.state_dict().items()} == {k: v.shape for k, v in many.state_dict().items()}
-    assert [ode.evaluations(net) for net in (few, many)] == [6, 60]
+    assert [odenet.evaluations(net) for net in (few, many)] == [6, 60]
     far = dataclasses.replace(method, steps={"small": 500, "large": 2}).model(
-        state, None, found.course.fleet.devices[0]
+        state, None, found.federation.fleet.devices[0]
     )
-    assert ode.evaluations(far) == 1500
+    assert odenet.evaluations(far) == 1500
     assert tree.equal(weights_of(far), weights_of(many)), "the nearest group is that of 20"
 
 
 def test_a_step_count_that_is_new_starts_from_the_nearest(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8), "method.step=learned")
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     state, _ = one_round(found, method, state)
-    device = found.course.fleet.devices[0]
+    device = found.federation.fleet.devices[0]
     other = dataclasses.replace(method, steps={"small": 6, "large": [2, 4, 8]})
-    down = other.cast(state, device, desk(found))
-    lengths = {name: value for name, value in down["group"].items() if name.endswith(".h")}
+    broadcast = other.cast(state, device, context(found))
+    lengths = {name: value for name, value in broadcast["group"].items() if name.endswith(".h")}
     assert all(value.tolist() == pytest.approx([1 / 6] * 6) for value in lengths.values())
-    norms = {name: value for name, value in down["group"].items() if name not in lengths}
+    norms = {name: value for name, value in broadcast["group"].items() if name not in lengths}
     assert tree.equal(norms, {name: state["groups"]["8"][name] for name in norms})
     after, _ = one_round(found, other, state)
     assert sorted(after["groups"]) == ["2", "2-4-8", "6", "8"]
@@ -167,22 +176,26 @@ def test_the_nearest_key() -> None:
 
 def test_a_group_is_the_mean_of_its_own_replies(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     before, replies = one_round(found, method, state)
     changed = []
     for reply in replies:
-        group = tree.add(reply.up["group"], reply.up["group"]) if reply.up["steps"] == 8 else reply.up["group"]
-        changed.append(dataclasses.replace(reply, up={**reply.up, "group": group}))
-    after = method.merge(state, changed, desk(found))
+        group = (
+            tree.add(reply.update["group"], reply.update["group"])
+            if reply.update["steps"] == 8
+            else reply.update["group"]
+        )
+        changed.append(dataclasses.replace(reply, update={**reply.update, "group": group}))
+    after = method.aggregate(state, changed, context(found))
     assert tree.equal(after["groups"]["2"], before["groups"]["2"])
     assert tree.equal(after["weights"], before["weights"])
-    n = [reply.up["samples"] for reply in replies[2:]]
+    n = [reply.update["samples"] for reply in replies[2:]]
     for name, value in after["groups"]["8"].items():
         mean = sum(k * r.up["group"][name].double() for k, r in zip(n, changed[2:], strict=True)) / sum(n)
         torch.testing.assert_close(value, mean.float())
-    only = method.merge(state, changed[:2], desk(found))
+    only = method.aggregate(state, changed[:2], context(found))
     assert tree.equal(only["groups"]["8"], state["groups"]["8"])
-    assert method.merge(state, [], desk(found)) is state
+    assert method.aggregate(state, [], context(found)) is state
 
 
 # 13: evaluation at each depth
@@ -197,7 +210,7 @@ def test_a_run_shows_accuracy_and_steps_of_each_tier(small: MakeExperiment, tmp_
         "large": (8, 24),
     }
     assert set(line["accuracy"]["tiers"]) == {"small", "large"}
-    assert [ode.evaluations(found.model(tier)) for tier in ("small", "large")] == [6, 24]
+    assert [odenet.evaluations(found.model(tier)) for tier in ("small", "large")] == [6, 24]
 
 
 # 14: the trap of BatchNorm
@@ -206,20 +219,20 @@ def test_a_run_shows_accuracy_and_steps_of_each_tier(small: MakeExperiment, tmp_
 @pytest.mark.parametrize(("groups", "moves"), [("global", True), ("per_steps", False)])
 def test_averaged_statistics_move_a_net_whose_weights_stay(small: MakeExperiment, groups: str, moves: bool) -> None:
     found = ready(small, *steps(2, 8), "model.norm=batch", f"method.norm_groups={groups}")
-    method = found.course.method
-    state, replies = one_round(found, method, method.start(desk(found)))
-    device, x = found.course.fleet.devices[0], found.shares.test.x[:20]
+    method = found.federation.method
+    state, replies = one_round(found, method, method.initial_state(context(found)))
+    device, x = found.federation.fleet.devices[0], found.shares.test.x[:20]
     same = []
     for reply in replies:  # all θ are those of the state, only the statistics are the devices' own
-        up = {**reply.up}
+        update = {**reply.update}
         for node in ("weights", "group"):
-            held = state["weights"] if node == "weights" else state["groups"].get(str(up["steps"]), {})
-            if node in up:
-                up[node] = {name: v if "running" in name else held[name] for name, v in up[node].items()}
-        same.append(dataclasses.replace(reply, up=up))
+            held = state["weights"] if node == "weights" else state["groups"].get(str(update["steps"]), {})
+            if node in update:
+                update[node] = {name: v if "running" in name else held[name] for name, v in update[node].items()}
+        same.append(dataclasses.replace(reply, update=update))
     with torch.no_grad():
-        alone = method.model(method.merge(state, same[:2], desk(found)), None, device).eval()(x)
-        together = method.model(method.merge(state, same, desk(found)), None, device).eval()(x)
+        alone = method.model(method.aggregate(state, same[:2], context(found)), None, device).eval()(x)
+        together = method.model(method.aggregate(state, same, context(found)), None, device).eval()(x)
     assert torch.equal(alone, together) != moves
 
 
@@ -228,19 +241,19 @@ def test_averaged_statistics_move_a_net_whose_weights_stay(small: MakeExperiment
 
 def test_random_steps_stay_within_the_budget_and_leave_the_net_as_it_was(small: MakeExperiment) -> None:
     found = ready(small, *steps(3, "[1,2,4]"), "method.random_steps=true")
-    method, state = found.course.method, found.course.method.start(desk(found))
+    method, state = found.federation.method, found.federation.method.initial_state(context(found))
     net = method._net("large")
     seen = []
 
     def spy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(stage.depth.steps for stage in net.modules() if isinstance(stage, ode.OdeStage)))
+        seen.append(tuple(stage.depth.steps for stage in net.modules() if isinstance(stage, odenet.OdeStage)))
         return method.fit.base(net, x, y)
 
     varied = at_depths(spy, method._set, [1, 2, 4], generator(0, 1, 2, "test"))
     x, y = found.shares.test.x[:2], found.shares.test.y[:2]
     for _ in range(40):
         varied(net, x, y)
-        assert ode.evaluations(net) == 7
+        assert odenet.evaluations(net) == 7
     assert seen[0] == (1, 2, 4)
     assert seen.count((1, 2, 4)) > 15
     assert len(set(seen)) > 4
@@ -253,22 +266,22 @@ def test_random_steps_stay_within_the_budget_and_leave_the_net_as_it_was(small: 
 
 def test_a_time_channel_is_drawn_from_the_seed_and_trained(small: MakeExperiment) -> None:
     found = ready(small, "method.time_channel=true", "data.source=synthetic:60,3,32,32")
-    method = found.course.method
-    first, second = (method.start(desk(found))["weights"] for _ in range(2))
+    method = found.federation.method
+    first, second = (method.initial_state(context(found))["weights"] for _ in range(2))
     assert tree.equal(first, second)
-    net = method.model(method.start(desk(found)), None, found.course.fleet.devices[0])
+    net = method.model(method.initial_state(context(found)), None, found.federation.fleet.devices[0])
     assert sum(p.numel() for p in net.parameters()) == 169_850
-    state, _ = one_round(found, method, method.start(desk(found)))
+    state, _ = one_round(found, method, method.initial_state(context(found)))
     name = "trunk.ode1.block.conv1.weight"
     assert not torch.equal(state["weights"][name][:, -1], first[name][:, -1])
 
 
 def test_the_faithful_profile(small: MakeExperiment) -> None:
     found = ready(small, "method.profile=faithful", "method.solver=rk4")
-    experiment, method = found.experiment, found.course.method
+    experiment, method = found.experiment, found.federation.method
     assert (experiment.model.norm, method.step, method.norm_groups) == ("batch", "unit_step", "global")
     assert (experiment.train.lr, experiment.train.batch_size) == (0.05, 16), "the file says 16"
-    assert method.start(desk(found))["groups"] == {}
+    assert method.initial_state(context(found))["groups"] == {}
     said = " ".join(found.warnings)
     assert 'profile = "faithful" is overridden: method.solver = rk4.' in said
     assert "the devices integrate different equations" in said

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core import seeds, tree
-from potluck.core.types import Device, Shard, Task
-from potluck.methods.average import State
+from potluck.core.contexts import DeviceContext
+from potluck.core.types import Device, Shard
+from potluck.methods.averaging import State
 from potluck.methods.fedavg import FedAvg
 from potluck.methods.fedprox import FedProx
-from potluck.models.fit import Fit, Loss, cross_entropy
-from potluck.models.nets import Nets, weights_of
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import weights_of
+from potluck.training.fit import Fit, Loss, cross_entropy
 
 
 def device(tier: str = "phone") -> Device:
@@ -59,12 +61,12 @@ def make() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.2), nn.BatchNorm1d(6), nn.Linear(6, 3))
 
 
-def nets(net: Any = make) -> Nets:
-    return Nets({"phone": net, "laptop": net}, seed=0)
+def nets(net: Any = make) -> TierNets:
+    return TierNets({"phone": net, "laptop": net}, seed=0)
 
 
-def task(count: int = 21, tier: str = "phone") -> Task:
-    return Task(round=1, device=device(tier), data=share(count), public=None, seed=0)
+def context(count: int = 21, tier: str = "phone") -> DeviceContext:
+    return DeviceContext(round=1, device=device(tier), data=share(count), public=None, seed=0)
 
 
 def start(net: Any = make) -> State:
@@ -73,10 +75,10 @@ def start(net: Any = make) -> State:
 
 def test_without_its_term_it_is_fedavg_bitwise() -> None:
     for options in ({}, {"send": "update"}):
-        _, plain = FedAvg(net=nets(), fit=fit(), **options).train(None, start(), task())  # type: ignore[arg-type]
-        _, prox = FedProx(net=nets(), fit=fit(), mu=0.0, **options).train(None, start(), task())  # type: ignore[arg-type]
+        _, plain = FedAvg(net=nets(), fit=fit(), **options).train(None, start(), context())  # type: ignore[arg-type]
+        _, prox = FedProx(net=nets(), fit=fit(), mu=0.0, **options).train(None, start(), context())  # type: ignore[arg-type]
         assert tree.equal(plain, prox)
-        _, pulled = FedProx(net=nets(), fit=fit(), mu=0.1, **options).train(None, start(), task())  # type: ignore[arg-type]
+        _, pulled = FedProx(net=nets(), fit=fit(), mu=0.1, **options).train(None, start(), context())  # type: ignore[arg-type]
         assert not tree.equal(plain, pulled)
 
 
@@ -101,8 +103,8 @@ def quadratic(out: Tensor, y: Tensor) -> Tensor:
 def steps(mu: float, count: int, lr: float = ETA, **changed: Any) -> float:
     """w after so many full-batch steps of FedProx from w_t = 3."""
     settings = fit(quadratic, **{"epochs": {"phone": count}, "batch_size": 100, "momentum": 0.0, "lr": lr, **changed})
-    _, up = FedProx(net=nets(Point), fit=settings, mu=mu).train(None, start(Point), task())
-    return float(up["weights"]["w"])
+    _, update = FedProx(net=nets(Point), fit=settings, mu=mu).train(None, start(Point), context())
+    return float(update["weights"]["w"])
 
 
 @pytest.mark.parametrize("mu", [0.01, 0.5, 1.0, 10.0])
@@ -140,7 +142,7 @@ def test_the_term_stands_in_the_loss_where_momentum_and_decay_see_it() -> None:
 
 def test_the_norm_is_squared_and_one_sum_over_all_parameters_and_no_buffer() -> None:
     """Against the loop written out, with batches, batch norm and dropout."""
-    mu, given = 0.7, task()
+    mu, given = 0.7, context()
     net = nets()("phone")
     anchor = [w.detach().clone() for w in net.parameters()]
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -155,15 +157,15 @@ def test_the_norm_is_squared_and_one_sum_over_all_parameters_and_no_buffer() -> 
                     assert w.grad is not None
                     w.grad += mu * (w.detach() - a)
                 optimiser.step()
-    _, up = FedProx(net=nets(), fit=fit(), mu=mu).train(None, start(), given)
+    _, update = FedProx(net=nets(), fit=fit(), mu=mu).train(None, start(), given)
     for name, value in weights_of(net).items():
-        assert torch.allclose(up["weights"][name].double(), value.double(), rtol=0, atol=1e-5), name
+        assert torch.allclose(update["weights"][name].double(), value.double(), rtol=0, atol=1e-5), name
 
 
 def test_a_tier_may_do_less_work_and_counts_in_full() -> None:
     found = FedProx(net=nets(Point), fit=fit(quadratic, batch_size=100, momentum=0.0, lr=ETA), mu=1.0)
-    _, few = found.train(None, start(Point), task(21, "phone"))
-    _, many = found.train(None, start(Point), task(21, "laptop"))
+    _, few = found.train(None, start(Point), context(21, "phone"))
+    _, many = found.train(None, start(Point), context(21, "laptop"))
     assert float(few["weights"]["w"]) == pytest.approx(steps(1.0, 2))
     assert float(many["weights"]["w"]) == pytest.approx(steps(1.0, 5))
     assert few["samples"] == many["samples"] == 21
@@ -172,5 +174,5 @@ def test_a_tier_may_do_less_work_and_counts_in_full() -> None:
 def test_what_was_received_is_not_written_to() -> None:
     given = start()
     before = tree.map(given, torch.clone)
-    FedProx(net=nets(), fit=fit(), mu=1.0).train(None, given, task())
+    FedProx(net=nets(), fit=fit(), mu=1.0).train(None, given, context())
     assert tree.equal(given, before)

@@ -11,32 +11,39 @@ import torch
 from torch import nn
 
 from potluck.core import tree
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError
-from potluck.core.types import Desk, Reply, Task
+from potluck.core.mean import CoordinateMean
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
-from potluck.models.coordinate_mean import CoordinateMean
-from potluck.models.norms import from_moments, moments, statistics_of, without_running_statistics
-from potluck.models.zoo import count_parameters
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.nets.batch_statistics import from_moments, moments, statistics_of, without_running_statistics
+from potluck.nets.zoo import count_parameters
 from potluck.wire import frame
+from potluck.core.mean import WeightedMean
 
 MakeExperiment = Callable[..., Experiment]
 WIDTHS = "method.width={small=0.25,large=1.0}"
 
 
-def desk_of(ready: Prepared, round: int = 1) -> Desk:
-    course = ready.course
-    return Desk(round=round, devices=course.fleet.devices, held=course.held, public=course.public, seed=course.seed)
+def desk_of(ready: Prepared, round: int = 1) -> ServerContext:
+    federation = ready.federation
+    return ServerContext(
+        round=round,
+        devices=federation.fleet.devices,
+        held=federation.held,
+        public=federation.public,
+        seed=federation.seed,
+    )
 
 
 def exchanged(ready: Prepared, number: int) -> tuple[Any, Any, Reply[Any]]:
     """(state, down, reply) of a device in the first round."""
-    method, one = ready.course.method, ready.course.fleet.devices[number]
-    state = method.start(desk_of(ready, 0))
-    down = method.cast(state, one, desk_of(ready))
-    task = Task(round=1, device=one, data=ready.shares.train[number], public=None, seed=0)
-    return state, down, Reply(device=one, round=1, up=method.train(None, down, task)[1])
+    method, one = ready.federation.method, ready.federation.fleet.devices[number]
+    state = method.initial_state(desk_of(ready, 0))
+    broadcast = method.broadcast(state, one, desk_of(ready))
+    context = DeviceContext(round=1, device=one, data=ready.shares.train[number], public=None, seed=0)
+    return state, broadcast, Reply(device=one, round=1, update=method.train(None, broadcast, context)[1])
 
 
 def test_width_one_everywhere_is_fedavg(small: MakeExperiment, tmp_path: Path) -> None:
@@ -73,7 +80,7 @@ def test_rows_count_for_those_who_have_the_class() -> None:
 def test_a_mean_that_everybody_shares_is_the_plain_one_to_the_bit() -> None:
     rng = torch.Generator().manual_seed(0)
     replies = [{"w": torch.randn((7, 5, 3), generator=rng), "z": torch.tensor([-0.0])} for _ in range(5)]
-    plain, mean = tree.WeightedMean(), CoordinateMean(replies[0])
+    plain, mean = WeightedMean(), CoordinateMean(replies[0])
     for number, reply in enumerate(replies):
         plain.add(reply, number + 0.3)
         mean.add(reply, number + 0.3, {"w": (slice(None),) * 3, "z": (slice(None),)})
@@ -82,39 +89,39 @@ def test_a_mean_that_everybody_shares_is_the_plain_one_to_the_bit() -> None:
 
 def test_an_entry_that_one_device_held_is_its_value(small: MakeExperiment) -> None:
     ready = prepare(small("heterofl", WIDTHS, "method.mask=false"))
-    method = ready.course.method
-    state, down, weak = exchanged(ready, 0)
+    method = ready.federation.method
+    state, broadcast, weak = exchanged(ready, 0)
     _, _, strong = exchanged(ready, 2)
     name = "stages.stage3.0.conv2.weight"
-    rows, columns = down["weights"][name].shape[:2]
-    merged = method.merge(state, [weak, strong], desk_of(ready))["weights"]
+    rows, columns = broadcast["weights"][name].shape[:2]
+    merged = method.aggregate(state, [weak, strong], desk_of(ready))["weights"]
     assert torch.equal(merged[name][rows:], strong.up["weights"][name][rows:])
     both = (weak.up["weights"][name].double() + strong.up["weights"][name][:rows, :columns].double()) / 2
     assert torch.equal(merged[name][:rows, :columns], both.float())
-    alone = method.merge(state, [weak], desk_of(ready))["weights"]
+    alone = method.aggregate(state, [weak], desk_of(ready))["weights"]
     assert torch.equal(alone[name][:rows, :columns], weak.up["weights"][name])
     assert torch.equal(alone[name][rows:], state["weights"][name][rows:])
 
 
 def test_a_slice_is_sent_and_costs_what_it_holds(small: MakeExperiment) -> None:
     ready = prepare(small("heterofl", WIDTHS))
-    _, down, reply = exchanged(ready, 0)
-    net = ready.course.method._net("small")
-    for message in (down, reply.up):
+    _, broadcast, reply = exchanged(ready, 0)
+    net = ready.federation.method._net("small")
+    for message in (broadcast, reply.update):
         assert frame.read_header(frame.encode(message)).tensor_bytes == 4 * count_parameters(net)
     widths = {layer.num_channels for layer in net.modules() if isinstance(layer, nn.GroupNorm)}
     assert widths == {4, 8, 16}
-    assert count_parameters(ready.course.method._net("large")) == 75_002
+    assert count_parameters(ready.federation.method._net("large")) == 75_002
 
 
 def test_the_classifier_learns_from_those_who_have_the_class(small: MakeExperiment) -> None:
     ready = prepare(small("heterofl", WIDTHS))
-    method = ready.course.method
+    method = ready.federation.method
     state, _, weak = exchanged(ready, 0)
     _, _, strong = exchanged(ready, 2)
     weak.up["labels"][:] = [1]
     strong.up["labels"][:] = [1, 2]
-    merged = method.merge(state, [weak, strong], desk_of(ready))["weights"]
+    merged = method.aggregate(state, [weak, strong], desk_of(ready))["weights"]
     bias = {"weak": weak.up["weights"]["classifier.bias"], "strong": strong.up["weights"]["classifier.bias"]}
     assert torch.equal(merged["classifier.bias"][2], bias["strong"][2])
     assert torch.allclose(merged["classifier.bias"][1], (bias["weak"][1] + bias["strong"][1]) / 2)
@@ -126,8 +133,8 @@ def test_evaluation_does_not_depend_on_the_scaler(small: MakeExperiment) -> None
     found = []
     for scaler in ("true", "false"):
         ready = prepare(small("heterofl", WIDTHS, f"method.scaler={scaler}"))
-        state = ready.course.method.start(desk_of(ready, 0))
-        net = ready.course.method.model(state, None, ready.course.fleet.devices[0])
+        state = ready.federation.method.initial_state(desk_of(ready, 0))
+        net = ready.federation.method.model(state, None, ready.federation.fleet.devices[0])
         found.append((net.eval()(x_BCHW), net.train()(x_BCHW)))
     assert torch.equal(found[0][0], found[1][0])
     assert not torch.allclose(found[0][1], found[1][1])
@@ -139,9 +146,9 @@ STATIC = ("method.width={small=0.3,large=1}", "model.norm=batch")
 def test_static_batch_norm_takes_its_statistics_in_the_last_round(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("heterofl", *STATIC))
     assert "round 2 takes its statistics from the devices" in ready.warnings[0]
-    state = ready.course.method.start(desk_of(ready, 0))
+    state = ready.federation.method.initial_state(desk_of(ready, 0))
     assert not [name for name in state["weights"] if "running" in name or "batches" in name]
-    net = ready.course.method._net("small")
+    net = ready.federation.method._net("small")
     assert {layer.num_features for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)} == {5, 10, 20}
     trained = run.run(small("heterofl", *STATIC, "rounds=1", "train.schedule_rounds=2"), tmp_path / "run")
     before = {tier: trained.model(tier).state_dict() for tier in ("small", "large")}
@@ -152,8 +159,8 @@ def test_static_batch_norm_takes_its_statistics_in_the_last_round(small: MakeExp
         held = {name for name in other if name not in one}
         assert held == {n for n in other if n.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked")}
         assert len(held) == 3 * 7
-    up = [row["tensor_bytes"] for row in after.ledger if row["round"] == 2 and row["direction"] == "up"]
-    assert max(up) == 4 * 2 * (16 + 2 * (16 + 32 + 64))
+    update = [row["tensor_bytes"] for row in after.ledger if row["round"] == 2 and row["direction"] == "up"]
+    assert max(update) == 4 * 2 * (16 + 2 * (16 + 32 + 64))
     single = after.model("small").eval()
     x_BCHW = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(single(x_BCHW)[:1], single(x_BCHW[:1]), atol=1e-5)  # no longer a matter of the batch
@@ -165,7 +172,7 @@ def test_pooled_statistics_are_those_of_all_samples() -> None:
     torch.manual_seed(0)
     net = without_running_statistics(nn.Sequential(nn.BatchNorm2d(3)))
     x_BCHW = torch.randn(12, 3, 5, 5) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1) + 4
-    mean = tree.WeightedMean()
+    mean = WeightedMean()
     for part in (x_BCHW[:2], x_BCHW[2:9], x_BCHW[9:]):
         mean.add(moments(statistics_of(net, part.split(4))), float(len(part)))
     found = from_moments(mean.result())

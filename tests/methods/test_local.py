@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potluck.core import seeds, tree
-from potluck.engines.inprocess import InProcess
+from potluck.engines.contract import Engine, Request, Response
+from potluck.engines.local.inprocess import InProcess
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Engine, Order
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import Prepared, prepare
-from potluck.models import zoo
-from potluck.models.nets import weights_of
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.nets import zoo
+from potluck.nets.weights import weights_of
 from potluck.wire import frame
 
 MakeExperiment = Callable[..., Experiment]
@@ -38,11 +38,11 @@ class Watched:
         self.inner = inner
         self.trained: list[tuple[int, int]] = []
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            if delivery.order.verb == "train":
-                self.trained.append((delivery.order.round, delivery.order.device.id))
-            yield delivery
+    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(orders, deadline_s):
+            if response.order.verb == "train":
+                self.trained.append((response.order.round, response.order.device.id))
+            yield response
 
 
 def alone(ready: Prepared, device: int, rounds: list[int]) -> dict[str, Tensor]:
@@ -63,37 +63,37 @@ def alone(ready: Prepared, device: int, rounds: list[int]) -> dict[str, Tensor]:
 
 def test_each_device_is_what_it_would_be_alone(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=4", *SETTINGS))
-    engine = Watched(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path)))
-    *_, last = play(ready.course, engine, begin(ready.course), 4)
-    drawn: dict[int, list[int]] = {device.id: [] for device in ready.course.fleet.devices}
+    engine = Watched(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path)))
+    *_, last = play(ready.federation, engine, begin(ready.federation), 4)
+    drawn: dict[int, list[int]] = {device.id: [] for device in ready.federation.fleet.devices}
     for round, device in engine.trained:
         drawn[device].append(round)
     assert len({len(rounds) for rounds in drawn.values()}) > 1, "some were drawn more often than others"
     for device, rounds in drawn.items():
         digest = tree.digest({"weights": alone(ready, device, rounds)}) if rounds else ""
-        assert last.snapshot.own.get(device, "") == digest
-        assert last.snapshot.acks.get(device, 0) == max(rounds, default=0)
+        assert last.checkpoint.own.get(device, "") == digest
+        assert last.checkpoint.acks.get(device, 0) == max(rounds, default=0)
 
 
 def test_a_device_that_was_never_drawn_keeps_its_initial_net(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=1", *SETTINGS))
-    engine = Watched(InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path)))
-    (played,) = play(ready.course, engine, begin(ready.course), 1)
-    idle = [device for device in ready.course.fleet.devices if (1, device.id) not in engine.trained]
+    engine = Watched(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path)))
+    (result,) = play(ready.federation, engine, begin(ready.federation), 1)
+    idle = [device for device in ready.federation.fleet.devices if (1, device.id) not in engine.trained]
     assert idle
     for device in idle:
-        net = ready.course.method.model(None, None, device)
+        net = ready.federation.method.model(None, None, device)
         assert tree.equal(weights_of(net), alone(ready, device.id, []))
-    evaluated = {device: score["right"].sum() for device, score in played.scores.items()}
-    assert evaluated.keys() == {device.id for device in ready.course.fleet.devices}
+    evaluated = {device: score["right"].sum() for device, score in result.scores.items()}
+    assert evaluated.keys() == {device.id for device in ready.federation.fleet.devices}
     assert len({float(evaluated[device.id]) for device in idle}) == 1
 
 
 def test_only_headers_cross_the_links(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=2", *SETTINGS))
-    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path))
-    for played in play(ready.course, engine, begin(ready.course), 2):
-        rows = [row for row in played.rows if row.verb == "train"]
+    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
+    for result in play(ready.federation, engine, begin(ready.federation), 2):
+        rows = [row for row in result.rows if row.verb == "train"]
         assert rows
         assert {row.tensor_bytes for row in rows} == {0}
         assert all(0 < row.encoded_bytes < 1_000 for row in rows)
@@ -101,10 +101,10 @@ def test_only_headers_cross_the_links(small: MakeExperiment, tmp_path: Path) -> 
 
 def test_messages_are_empty_trees(small: MakeExperiment) -> None:
     ready = prepare(small("local", *SETTINGS))
-    method, device = ready.course.method, ready.course.fleet.devices[0]
-    down, _ = frame.decode(ready.course.letters.write_down({}, 1)[0])
-    assert down == {}
-    assert method.expect({}, device, None) == {}
+    method, device = ready.federation.method, ready.federation.fleet.devices[0]
+    broadcast, _ = frame.decode(ready.federation.messages.write_down({}, 1)[0])
+    assert broadcast == {}
+    assert method.update_spec({}, device, None) == {}
     state: dict[str, Any] = {}
-    assert method.merge(state, iter(()), None) is state
-    assert len({method.variant(device) for device in ready.course.fleet.devices}) == 4
+    assert method.aggregate(state, iter(()), None) is state
+    assert len({method.variant(device) for device in ready.federation.fleet.devices}) == 4

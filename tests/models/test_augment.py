@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from potluck.models.augment import crop_flip
+from potluck.training.augment import crop_flip
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
-from potluck.models.deq import WIDTHS, DeqNet, equilibrium_loss, make_deq, set_depth
+from potluck.nets.deqnet import WIDTHS, DeqNet, equilibrium_loss, make_deq, set_depth
 from potluck.solvers import IFT, JFB, Anderson, FixedPoint, Phantom, Result, Unroll
 
 torch.set_num_threads(1)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core import meter, seeds, tree
+from potluck.core.contexts import DeviceContext
 from potluck.core.errors import TrainingError
-from potluck.core.types import Device, Shard, Task
-from potluck.models.fit import Fit, Metric, Objective, Sgd, cross_entropy, evaluate
-from potluck.models.nets import weights_of
+from potluck.core.types import Device, Shard
+from potluck.nets.weights import weights_of
+from potluck.training.evaluate import Metric, evaluate
+from potluck.training.fit import Fit, Objective, Sgd, cross_entropy
 
 PHONE = Device(
     id=4, tier="phone", memory_bytes=1, flops_per_s=1.0, uplink_bytes_per_s=1.0, downlink_bytes_per_s=1.0, latency_s=0.0
@@ -56,8 +58,8 @@ def shard(count: int = 20, shape: tuple[int, ...] = (FEATURES,), domains: Tensor
     )
 
 
-def task(data: Shard | None = None, round: int = 1, device: Device = PHONE, seed: int = 0) -> Task:
-    return Task(round=round, device=device, data=shard() if data is None else data, public=None, seed=seed)
+def context(data: Shard | None = None, round: int = 1, device: Device = PHONE, seed: int = 0) -> DeviceContext:
+    return DeviceContext(round=round, device=device, data=shard() if data is None else data, public=None, seed=seed)
 
 
 def net(seed: int = 0, *middle: nn.Module) -> nn.Module:
@@ -65,13 +67,13 @@ def net(seed: int = 0, *middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 7), nn.Tanh(), *middle, nn.Linear(7, CLASSES))
 
 
-def trained(settings: Fit, given: Task, start: nn.Module | None = None, **more: Any) -> dict[str, Tensor]:
+def trained(settings: Fit, given: DeviceContext, start: nn.Module | None = None, **more: Any) -> dict[str, Tensor]:
     made = net() if start is None else start
     settings.train(made, given, **more)
     return weights_of(made)
 
 
-def by_hand(given: Task, *, epochs: int, batch: int, lr: float, momentum: float = 0.0, decay: float = 0.0,
+def by_hand(given: DeviceContext, *, epochs: int, batch: int, lr: float, momentum: float = 0.0, decay: float = 0.0,
             clip: float = 0.0) -> dict[str, Tensor]:  # fmt: skip
     """SGD with momentum, weight decay and clipping, written out."""
     made = net()
@@ -108,10 +110,10 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 1e-6) -> boo
     ],
 )
 def test_training_is_the_loop_written_out(settings: dict[str, float], hand: dict[str, float]) -> None:
-    given = task()
+    given = context()
     wanted = by_hand(given, epochs=2, batch=8, lr=0.1, **hand)
     assert close(trained(fit(**settings), given), wanted)
-    assert not close(trained(fit(**settings), task(round=2)), wanted, atol=1e-4), "another round, another order"
+    assert not close(trained(fit(**settings), context(round=2)), wanted, atol=1e-4), "another round, another order"
 
 
 def test_what_training_did_is_reported() -> None:
@@ -122,7 +124,7 @@ def test_what_training_did_is_reported() -> None:
         losses.append(float(loss.detach()))
         return loss
 
-    found = fit(epochs={"phone": 3, "laptop": 9}).train(net(), task(), objective=objective)
+    found = fit(epochs={"phone": 3, "laptop": 9}).train(net(), context(), objective=objective)
     assert (found.samples, found.steps, len(losses)) == (20, 9, 9)
     assert found.loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-6)
 
@@ -140,13 +142,13 @@ def test_every_sample_is_seen_once_an_epoch(count: int) -> None:
 
 def test_data_and_epochs_may_be_given() -> None:
     other = shard(6)
-    assert close(trained(fit(), task(), data=other, epochs=1), trained(fit(epochs={"phone": 1}), task(other)))
-    assert tree.equal(trained(fit(), task(), epochs=0), weights_of(net()))
+    assert close(trained(fit(), context(), data=other, epochs=1), trained(fit(epochs={"phone": 1}), context(other)))
+    assert tree.equal(trained(fit(), context(), epochs=0), weights_of(net()))
 
 
 def test_the_optimiser_is_new_each_round() -> None:
     """Momentum that survived would make the second round differ from a first one with the same order."""
-    settings, given = fit(epochs={"phone": 1}), task()
+    settings, given = fit(epochs={"phone": 1}), context()
     after = net()
     settings.train(after, given)
     fresh = net()
@@ -157,7 +159,7 @@ def test_the_optimiser_is_new_each_round() -> None:
 
 
 def test_adam_is_adam() -> None:
-    given, settings = task(), fit(optimiser="adam", lr=0.01, epochs={"phone": 1}, batch_size=100, momentum=0.9)
+    given, settings = context(), fit(optimiser="adam", lr=0.01, epochs={"phone": 1}, batch_size=100, momentum=0.9)
     made = net()
     grads = torch.autograd.grad(F.cross_entropy(made(given.data.x), given.data.y), list(made.parameters()))
     wanted = {
@@ -207,14 +209,16 @@ def test_the_schedule_reaches_the_optimiser() -> None:
         )
         found = made.lr if isinstance(made, Sgd) else made.param_groups[0]["lr"]
         assert found == 0.025
-    assert close(trained(settings, task(round=2)), by_hand(task(round=2), epochs=2, batch=8, lr=0.025, momentum=0.9))
+    assert close(
+        trained(settings, context(round=2)), by_hand(context(round=2), epochs=2, batch=8, lr=0.025, momentum=0.9)
+    )
 
 
 def test_frozen_parameters_stay() -> None:
     made = net()
     made.get_parameter("0.weight").requires_grad_(requires_grad=False)
     before = weights_of(made)
-    after = trained(fit(weight_decay=0.5), task(), made)
+    after = trained(fit(weight_decay=0.5), context(), made)
     assert torch.equal(after["0.weight"], before["0.weight"])
     assert not torch.equal(after["0.bias"], before["0.bias"])
 
@@ -224,7 +228,7 @@ def test_clipping_bounds_the_global_norm() -> None:
     start = net()
     before = weights_of(start)
     after = trained(
-        fit(clip_norm=0.5, momentum=0.0, lr=1.0, epochs={"phone": 1}, batch_size=20), task(), start, objective=steep
+        fit(clip_norm=0.5, momentum=0.0, lr=1.0, epochs={"phone": 1}, batch_size=20), context(), start, objective=steep
     )
     moved = tree.norm(tree.subtract(after, before))
     assert moved == pytest.approx(0.5, rel=1e-4)
@@ -236,40 +240,42 @@ def test_gradients_can_be_adjusted_before_they_are_clipped_and_applied() -> None
             assert w.grad is not None
             w.grad.zero_()
 
-    assert tree.equal(trained(fit(clip_norm=1.0), task(), adjust=nothing), weights_of(net()))
+    assert tree.equal(trained(fit(clip_norm=1.0), context(), adjust=nothing), weights_of(net()))
 
 
 # Randomness
 
 
 def test_dropout_is_drawn_by_the_task() -> None:
-    def run(given: Task, disturb: int, **more: Any) -> dict[str, Tensor]:
+    def run(given: DeviceContext, disturb: int, **more: Any) -> dict[str, Tensor]:
         start = net(0, nn.Dropout(0.5))
         torch.manual_seed(disturb)
         return trained(fit(), given, start, **more)
 
-    first = run(task(), 1)
-    assert tree.equal(run(task(), 2), first)
-    assert not tree.equal(run(task(seed=1), 1), first)
+    first = run(context(), 1)
+    assert tree.equal(run(context(), 2), first)
+    assert not tree.equal(run(context(seed=1), 1), first)
     one_batch = fit(batch_size=100, epochs={"phone": 1})
 
-    def whole(given: Task, purpose: str) -> dict[str, Tensor]:
+    def whole(given: DeviceContext, purpose: str) -> dict[str, Tensor]:
         start = net(0, nn.Dropout(0.5))
         one_batch.train(start, given, purpose=purpose)
         return weights_of(start)
 
-    assert close(whole(task(), "train"), whole(task(), "train"), atol=0.0)
-    assert not close(whole(task(), "train"), whole(task(), "other"), atol=1e-5), "the masks differ, the batch does not"
+    assert close(whole(context(), "train"), whole(context(), "train"), atol=0.0)
+    assert not close(whole(context(), "train"), whole(context(), "other"), atol=1e-5), (
+        "the masks differ, the batch does not"
+    )
 
 
 def test_the_global_generator_is_as_before() -> None:
     start = net(0, nn.Dropout(0.5))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    fit().train(start, task())
+    fit().train(start, context())
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(TrainingError):
-        fit(lr=1e38).train(start, task())
+        fit(lr=1e38).train(start, context())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -280,22 +286,24 @@ def conv() -> nn.Module:
 
 def test_augmentation_changes_what_is_seen_and_repeats() -> None:
     data = shard(12, (2, 8, 8))
-    plain = trained(fit(), task(data), conv())
-    moved = trained(fit(augment="crop-flip"), task(data), conv())
+    plain = trained(fit(), context(data), conv())
+    moved = trained(fit(augment="crop-flip"), context(data), conv())
     assert not close(plain, moved, atol=1e-4)
-    assert tree.equal(moved, trained(fit(augment="crop-flip"), task(data), conv()))
+    assert tree.equal(moved, trained(fit(augment="crop-flip"), context(data), conv()))
 
 
 def test_channels_last_trains_alike() -> None:
     data = shard(12, (2, 8, 8))
     last = conv().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert close(trained(fit(channels_last=True), task(data), last), trained(fit(), task(data), conv()), atol=1e-5)
+    assert close(
+        trained(fit(channels_last=True), context(data), last), trained(fit(), context(data), conv()), atol=1e-5
+    )
     seen = next(iter(fit(channels_last=True).batches(data, torch.Generator(), 1)))[0]
     assert seen.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bfloat16_trains_nearly_alike_with_float32_weights() -> None:
-    full, half = trained(fit(), task()), trained(fit(bf16=True), task())
+    full, half = trained(fit(), context()), trained(fit(bf16=True), context())
     assert all(value.dtype == torch.float32 for value in half.values())
     assert not close(full, half, atol=1e-7)
     assert close(full, half, atol=0.05)
@@ -310,36 +318,36 @@ def test_a_loss_that_is_not_finite_names_round_tier_and_device(loss: float) -> N
         return logits.sum() * 0 + loss
 
     with pytest.raises(TrainingError) as caught:
-        fit(loss=odd).train(net(), task(round=7))
+        fit(loss=odd).train(net(), context(round=7))
     assert str(caught.value).startswith(f"round 7, tier 'phone', device 4: the loss became {loss}; lower train.lr")
 
 
 def test_a_training_that_explodes_is_an_error() -> None:
     with pytest.raises(TrainingError, match="round 1, tier 'phone', device 4: the loss became nan"):
-        fit(lr=1e38).train(net(), task())
+        fit(lr=1e38).train(net(), context())
 
 
 def test_flops_are_counted_forwards_and_backwards() -> None:
     settings = fit(epochs={"phone": 3})
     with meter.metering() as costs:
-        settings.train(net(), task())
+        settings.train(net(), context())
     one = 2 * (2 * FEATURES * 7 + 3 * 7 * CLASSES)  # no gradient of the input
     assert costs.flops == one * 20 * 3
     with meter.metering() as again:
-        settings.train(net(), task(shard(5)), epochs=1)
+        settings.train(net(), context(shard(5)), epochs=1)
     assert again.flops == one * 5
 
 
 def test_counting_does_not_touch_the_net() -> None:
     start = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, CLASSES))
-    fit(epochs={"phone": 1}, batch_size=6).train(start, task(shard(12, (2, 8, 8))))
+    fit(epochs={"phone": 1}, batch_size=6).train(start, context(shard(12, (2, 8, 8))))
     assert int(start.get_buffer("1.num_batches_tracked")) == 2
 
 
 def test_an_empty_share_trains_nothing() -> None:
     start = net()
     before = weights_of(start)
-    found = fit().train(start, task(shard().take(torch.zeros(0, dtype=torch.int64))))
+    found = fit().train(start, context(shard().take(torch.zeros(0, dtype=torch.int64))))
     assert (found.samples, found.steps, found.loss) == (0, 0, 0.0)
     assert tree.equal(weights_of(start), before)
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import meter, tree
-from potluck.models.flops import forward_flops
-from potluck.models.keep_full import factorisable, ranks_by_factor
-from potluck.models.lowrank import low_rank
-from potluck.models.zoo import make
+from potluck.lowrank.factorise import low_rank
+from potluck.lowrank.layers import factorisable, ranks_by_factor
+from potluck.nets.zoo import make
+from potluck.training.flops import forward_flops
 
 COLOUR = (3, 32, 32)
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError, TrainingError
-from potluck.models.keep_full import factorisable, grouped, ranks_by_factor
-from potluck.models.lowrank import (
+from potluck.lowrank.factorise import (
     LowRankConv2d,
     LowRankLinear,
     add_frobenius_gradient,
@@ -19,9 +18,10 @@ from potluck.models.lowrank import (
     low_rank_layers,
     recover,
 )
-from potluck.models.matrix import Flatten, break_even, from_matrix, matrix_shape, to_matrix
-from potluck.models.resnet import BasicBlock
-from potluck.models.zoo import count_parameters, make
+from potluck.lowrank.layers import factorisable, grouped, ranks_by_factor
+from potluck.lowrank.matrix import Flatten, break_even, from_matrix, matrix_shape, to_matrix
+from potluck.nets.resnet import BasicBlock
+from potluck.nets.zoo import count_parameters, make
 
 FLATTEN: tuple[Flatten, ...] = ("ok_ik", "o_ikk")
 COLOUR = (3, 32, 32)

@@ -8,15 +8,16 @@ from torch import nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError
-from potluck.models.nets import Nets, load, weights_of
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
 
 
 def make() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
 
 
-def nets(seed: int = 0, **more: object) -> Nets:
-    return Nets({"phone": make, "laptop": make}, seed=seed, **more)  # type: ignore[arg-type]
+def nets(seed: int = 0, **more: object) -> TierNets:
+    return TierNets({"phone": make, "laptop": make}, seed=seed, **more)  # type: ignore[arg-type]
 
 
 def test_initial_weights_come_from_the_seed_alone() -> None:
@@ -58,17 +59,17 @@ def test_a_lent_net_has_just_the_weights_that_were_given() -> None:
     made = nets()
     weights = weights_of(nets(seed=1)("phone"))
     kept = tree.map(weights, torch.clone)
-    net = made.loaded("phone", weights)
+    net = made.with_weights("phone", weights)
     assert tree.equal(weights_of(net), weights)
     net.train()
     net(torch.ones(2, 2, 8, 8)).sum().backward()
     for parameter in net.parameters():
         parameter.data.add_(1.0)
     assert tree.equal(weights, kept), "training must not reach back into what was loaded"
-    again = made.loaded("phone", weights)
+    again = made.with_weights("phone", weights)
     assert again is net
     assert tree.equal(weights_of(again), weights)
-    assert made.loaded("laptop", weights) is not net
+    assert made.with_weights("laptop", weights) is not net
     assert made("phone") is not net
 
 
@@ -80,7 +81,7 @@ def test_a_lent_net_of_ones_own_making_is_made_once() -> None:
         return make()
 
     weights = weights_of(make())
-    assert made.lent(("phone", 0.5), weights, thin) is made.lent(("phone", 0.5), weights, thin)
+    assert made.borrow(("phone", 0.5), weights, thin) is made.borrow(("phone", 0.5), weights, thin)
     assert calls == [1]
 
 

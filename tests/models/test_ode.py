@@ -11,15 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from potluck.core.errors import ModelError
-from potluck.models.ode import (
-    OdeStage,
-    group_names,
-    make_odenet,
-    norm_names,
-    ode_stages,
-    set_depth,
-    step_names,
-)
+from potluck.nets.odenet import OdeStage, group_names, make_odenet, norm_names, ode_stages, set_depth, step_names
 
 torch.set_num_threads(1)
 NAMES = ["odenet-cifar-like", "odenet-34-lite-like"]

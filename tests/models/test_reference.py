@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potluck.core import tree
 from potluck.core.errors import ModelError
-from potluck.models.reference import Reference, advance, begin, follow, message
+from potluck.methods.feddlr.reference import Reference, advance, begin, follow, message
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

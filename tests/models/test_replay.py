@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.models.test_fit import CLASSES, fit, shard, task
+from potluck.models import replay
+from potluck.models.replay import MOST_SHAPES, PLAIN_FIRST, Replays, replayable
+from tests.models.test_fit import CLASSES, context, fit, shard
 from torch import Tensor, nn
 
-from potluck.models import replay
-from potluck.models.nets import weights_of
-from potluck.models.replay import MOST_SHAPES, PLAIN_FIRST, Replays, replayable
+from potluck.nets.weights import weights_of
 
 IMAGE = (2, 6, 6)
 
@@ -57,7 +57,7 @@ def after(make: Callable[[], nn.Module], rounds: int = 3, **settings: object) ->
     net = make()
     trainer = fit(epochs={"phone": 3}, batch_size=5, **settings)
     for round in range(1, rounds + 1):
-        trainer.train(net, task(shard(13, IMAGE), round=round))
+        trainer.train(net, context(shard(13, IMAGE), round=round))
     return weights_of(net)
 
 
@@ -89,14 +89,14 @@ def test_the_bits_are_those_of_the_plain_steps(
 
 
 def test_a_few_batches_are_not_worth_a_recording(recorded: list[torch.Size]) -> None:
-    fit(epochs={"phone": PLAIN_FIRST}, batch_size=20).train(perceptron(), task(shard(13, IMAGE)))
+    fit(epochs={"phone": PLAIN_FIRST}, batch_size=20).train(perceptron(), context(shard(13, IMAGE)))
     assert not recorded
 
 
 def test_only_so_many_shapes_are_recorded(recorded: list[torch.Size]) -> None:
     net, trainer = perceptron(), fit(epochs={"phone": 3}, batch_size=50)
     for samples in range(1, MOST_SHAPES + 4):
-        trainer.train(net, task(shard(samples, IMAGE)))
+        trainer.train(net, context(shard(samples, IMAGE)))
     assert len(recorded) == MOST_SHAPES
 
 
@@ -115,7 +115,7 @@ def test_other_modules_and_hooks_are_done_as_usual() -> None:
 
 def test_weights_that_moved_or_froze_are_recorded_anew(recorded: list[torch.Size]) -> None:
     net, trainer = perceptron(), fit(epochs={"phone": 8}, batch_size=13)
-    given = task(shard(13, IMAGE))
+    given = context(shard(13, IMAGE))
     trainer.train(net, given)
     trainer.train(net, given)
     assert len(recorded) == 1
@@ -137,7 +137,7 @@ def test_without_torchscript_nothing_is_recorded(recorded: list[torch.Size], mon
 
 def test_recordings_do_not_keep_a_net_alive() -> None:
     net, trainer = perceptron(), fit(epochs={"phone": 8}, batch_size=13)
-    trainer.train(net, task(shard(13, IMAGE)))
+    trainer.train(net, context(shard(13, IMAGE)))
     assert isinstance(trainer.replays[net], Replays)
     there = weakref.ref(net)
     del net

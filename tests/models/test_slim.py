@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError
-from potluck.models.slim import embed, index_map, narrow, slice_weights
-from potluck.models.zoo import MODELS, count_parameters, make
+from potluck.nets.width import embed, index_map, narrow, slice_weights
+from potluck.nets.zoo import MODELS, count_parameters, make
 
 COLOUR = (3, 32, 32)
 LARGE = ("resnet34", "resnet44", "resnet56", "resnet110")

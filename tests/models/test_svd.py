@@ -10,9 +10,9 @@ from torch import Tensor
 
 from potluck.core import meter
 from potluck.core.errors import TrainingError
-from potluck.models import svd
-from potluck.models.matrix import break_even
-from potluck.models.svd import decompose, energy_rank
+from potluck.lowrank import svd
+from potluck.lowrank.matrix import break_even
+from potluck.lowrank.svd import decompose, energy_rank
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from potluck.core.errors import ModelError
-from potluck.models.resnet import BasicBlock
-from potluck.models.zoo import MODELS, count_parameters, describe, make
+from potluck.nets.resnet import BasicBlock
+from potluck.nets.zoo import MODELS, count_parameters, describe, make
 
 DIGIT, COLOUR = (1, 28, 28), (3, 32, 32)
 COUNTS = [

@@ -175,7 +175,9 @@ def test_names_of_points_meet_neither_names_nor_points() -> None:
         [compare.DRAWN[i] * (value[i] - lows[i]) / (highs[i] - lows[i]) for i in (0, 1)]
         for value in ((math.log(x), y) for x, y in points)
     ]
-    boxes = {i: compare._beside(at[i][0], at[i][1], side, compare.LETTER * len(names[i])) for i, side in sides.items()}
+    boxes = {
+        i: compare._beside(at[i][0], at[i][1], runtime, compare.LETTER * len(names[i])) for i, runtime in sides.items()
+    }
     for place, (left, right, low, high) in boxes.items():
         for other, (x, y) in enumerate(at):
             assert other == place or not (left < x < right and low < y < high)

@@ -55,7 +55,7 @@ def demand(sent: dict[str, Any], spec: dict[str, Any] | None = None) -> dict[str
     faults = []
     for found in ({**header.scalars, **header.entries}, dict(tree.leaves(sent))):
         try:
-            chosen = check.demand_spec(found, leaves)
+            chosen = check.require_spec(found, leaves)
         except WireError as error:
             faults.append(str(error))
     assert len(set(faults)) <= 1
@@ -169,8 +169,8 @@ def test_a_tree_meets_its_own_spec_and_misses_it_without_a_leaf(sent: dict[str, 
 def test_values_that_are_not_finite_are_named_unless_allowed() -> None:
     sent = {"a": {"w": torch.tensor([1.0, float("nan")])}, "n": torch.tensor(3)}
     with pytest.raises(WireError, match="tensor 'a/w': holds NaN or infinity"):
-        check.demand_finite(sent)
-    check.demand_finite(sent, {"a/w": Array(dtype=F32, shape=(2,), finite=False)})
+        check.require_finite(sent)
+    check.require_finite(sent, {"a/w": Array(dtype=F32, shape=(2,), finite=False)})
 
 
 FACTS = {"method": "fedavg", "round": 1, "device": 0, "codec": ["int8"]}
@@ -203,11 +203,11 @@ FACTS = {"method": "fedavg", "round": 1, "device": 0, "codec": ["int8"]}
 )
 def test_facts_that_do_not_fit(facts: dict[str, Any], message: str) -> None:
     with pytest.raises(WireError, match=message):
-        check.demand_facts({**FACTS, **facts}, FACTS)
+        check.require_facts({**FACTS, **facts}, FACTS)
 
 
 def test_facts_that_fit() -> None:
     own = {"own": "0" * 64, "codec_memory": "", "flops": 1e9, "notes": {"loss": 0.5, "steps": 3, "done": True}}
-    check.demand_facts({**FACTS, **own, "more": 1}, FACTS)
+    check.require_facts({**FACTS, **own, "more": 1}, FACTS)
     with pytest.raises(WireError, match="device is None, expected 0"):
-        check.demand_facts({"method": "fedavg", "round": 1, "codec": ["int8"]}, FACTS)
+        check.require_facts({"method": "fedavg", "round": 1, "codec": ["int8"]}, FACTS)

@@ -16,14 +16,14 @@ from torch import Tensor
 from potluck.core import seeds, tree
 from potluck.core.errors import ConfigError, WireError
 from potluck.core.spec import Array, Exactly, Free, spec_of
-from potluck.engines.inprocess import InProcess
+from potluck.engines.contract import Request, Response
+from potluck.engines.local.inprocess import InProcess
 from potluck.engines.round import begin, play
-from potluck.engines.seam import Delivery, Order
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
-from potluck.experiment.run import prepare
+from potluck.experiment.prepare import prepare
 from potluck.wire.channel import codec_names, make_channel
-from potluck.wire.sparsify import TopK, largest
+from potluck.wire.codecs.topk import TopK, largest
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -221,37 +221,37 @@ class Spoils:
 
     def __init__(self, inner: InProcess, how: str) -> None:
         self.inner, self.how = inner, how
-        self.orders: dict[tuple[int, int, str], Order] = {}
+        self.orders: dict[tuple[int, int, str], Request] = {}
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Delivery]:
-        for delivery in self.inner.exchange(orders, deadline_s):
-            order = delivery.order
+    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(orders, deadline_s):
+            order = response.order
             self.orders[order.device.id, order.round, order.verb] = order
             if (order.device.id, order.round, order.verb) != (2, 2, "train"):
-                yield delivery
+                yield response
             elif self.how == "rejected":
-                yield Delivery(order=order, status="ok", frame=delivery.frame[:-1])
+                yield Response(order=order, status="ok", frame=response.frame[:-1])
             else:
-                yield Delivery(order=order, status=self.how)  # type: ignore[arg-type]
+                yield Response(order=order, status=self.how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["lost", "late", "rejected"])
 def test_a_reply_that_did_not_merge_left_no_memory(small: MakeExperiment, how: str, tmp_path: Path) -> None:
     sparse = (UPDATE, "wire.up=[{topk=0.05}]", "fleet.participation=1.0", "data.partition.kind=iid")
     ready = prepare(small("fedavg", *sparse))
-    engine = InProcess(side=build.make_side(ready.experiment, ready.shares, tmp_path))
+    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
     spoiled = Spoils(engine, how)
-    first, second = play(ready.course, spoiled, begin(ready.course), 2)
-    assert (second.snapshot.acks[2], second.snapshot.acks[3]) == (1, 2)
-    assert second.snapshot.codec[2] == first.snapshot.codec[2]
-    acknowledged = engine.side.store.load(2, 1)
-    (third,) = play(ready.course, spoiled, second.snapshot, 3)
+    first, second = play(ready.federation, spoiled, begin(ready.federation), 2)
+    assert (second.checkpoint.acks[2], second.checkpoint.acks[3]) == (1, 2)
+    assert second.checkpoint.codec[2] == first.checkpoint.codec[2]
+    acknowledged = engine.runtime.store.load(2, 1)
+    (third,) = play(ready.federation, spoiled, second.checkpoint, 3)
     order = spoiled.orders[2, 3, "train"]
     assert order.ack == 1
-    alone = build.make_side(ready.experiment, ready.shares, tmp_path / "alone")  # holds the acknowledged memory only
+    alone = build.make_runtime(ready.experiment, ready.shares, tmp_path / "alone")  # holds the acknowledged memory only
     alone.store.save(2, 1, 1, acknowledged)
     alone.answer(order)
-    assert tree.digest(alone.store.load(2, 3)["codec"]) == third.snapshot.codec[2]
+    assert tree.digest(alone.store.load(2, 3)["codec"]) == third.checkpoint.codec[2]
 
 
 REFUSED = {

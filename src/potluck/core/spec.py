@@ -66,6 +66,11 @@ class Number:
     optional: bool = False
 
 
+MOST_SAMPLES = 2**40
+SAMPLES = Number(kind=int, low=1, high=MOST_SAMPLES)
+"""The samples that a device says it has trained on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exactly:
     """A scalar, or list of scalars, that must equal ``value``."""

@@ -18,8 +18,6 @@ from torch import Tensor
 Tree = Mapping[str, Any]
 """str -> Tensor | bool | int | float | str | list of numbers or strings | Tree."""
 Path = str
-PIECE = 2**16
-"""Entries that are converted at a time: the copy stays in the processor's cache."""
 
 
 def is_tree(value: object) -> TypeGuard[Tree]:
@@ -75,7 +73,7 @@ def map(tree: Tree, function: Callable[[Tensor], Any]) -> dict[str, Any]:
 
 def zip_map(left: Tree, right: Tree, function: Callable[[Tensor, Tensor], Any]) -> dict[str, Any]:
     """``function`` over pairs of tensors at equal paths; scalars are those of ``left``. Names and shapes must agree."""
-    demand_alike(left, right)
+    require_alike(left, right)
     return {
         key: zip_map(value, right.get(key, {}), function)
         if is_tree(value)
@@ -84,7 +82,7 @@ def zip_map(left: Tree, right: Tree, function: Callable[[Tensor, Tensor], Any]) 
     }
 
 
-def demand_alike(left: Tree, right: Tree) -> None:
+def require_alike(left: Tree, right: Tree) -> None:
     """Raises ValueError unless both have the same tensors: equal names *and* equal shapes, so nothing broadcasts."""
     a, b = tensors(left), tensors(right)
     if a.keys() != b.keys():
@@ -166,81 +164,3 @@ def digest(tree: Tree) -> str:
         else:
             hasher.update(f"{json.dumps([path, leaf], sort_keys=True, allow_nan=False)}\n".encode())
     return hasher.hexdigest() if count else ""
-
-
-class WeightedMean:
-    """A streaming weighted mean of trees: O(one tree) memory, float64 inside, cast back once.
-
-    Integer and bool tensors are not averaged: the largest wins, dtype unchanged (a counter such as
-    ``num_batches_tracked`` stays an integer). Scalars are dropped.
-    """
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._flat = torch.empty(0, dtype=torch.float64)
-        """The sums of all floating tensors, one after the other."""
-        self._sums: dict[Path, Tensor] = {}
-        self._largest: dict[Path, Tensor] = {}
-        self._kinds: dict[Path, tuple[torch.Size, torch.dtype]] = {}
-        self._converted = torch.empty(PIECE, dtype=torch.float64)
-
-    def add(self, tree: Tree, weight: float) -> None:
-        """Folds one tree in. ``weight`` must be positive and finite; names, shapes, dtypes those of the first tree."""
-        if not (weight > 0 and math.isfinite(weight)):
-            raise ValueError(f"weight {weight}: expected a positive, finite number")
-        found = tensors(tree)
-        if self:
-            self._fold(found, weight)
-        else:
-            self._begin(found, weight)
-        self._total += weight
-
-    def _begin(self, found: Mapping[Path, Tensor], weight: float) -> None:
-        self._kinds = {path: (value.shape, value.dtype) for path, value in found.items()}
-        floats = {path: value.reshape(-1) for path, value in found.items() if value.is_floating_point()}
-        sizes = [value.numel() for value in floats.values()]
-        self._flat = torch.empty(sum(sizes), dtype=torch.float64)
-        self._sums = dict(zip(floats, torch.split(self._flat, sizes), strict=True))
-        self._largest = {path: value.clone() for path, value in found.items() if path not in floats}
-        for path, value in floats.items():
-            self._sums[path].copy_(value).mul_(weight)
-
-    def _fold(self, found: Mapping[Path, Tensor], weight: float) -> None:
-        self._demand_kinds(found)
-        floats = [found[path].reshape(-1) for path in self._sums]
-        if floats and self._flat.numel() <= PIECE:
-            self._accumulate(self._flat, torch.cat(floats), weight)
-        else:
-            for held, value in zip(self._sums.values(), floats, strict=True):
-                self._accumulate(held, value, weight)
-        for path, largest in self._largest.items():
-            torch.maximum(largest, found[path], out=largest)
-
-    def _demand_kinds(self, found: Mapping[Path, Tensor]) -> None:
-        if found.keys() != self._kinds.keys():
-            odd = sorted(found.keys() ^ self._kinds.keys())
-            raise ValueError(f"trees differ in their names: {', '.join(odd[:4])}")
-        for path, value in found.items():
-            shape, dtype = self._kinds[path]
-            if shape != value.shape:
-                raise ValueError(f"{path}: shapes {tuple(shape)} and {tuple(value.shape)} differ")
-            if dtype != value.dtype:
-                raise ValueError(f"{path}: {dtype} and {value.dtype} differ")
-
-    def _accumulate(self, sums: Tensor, value: Tensor, weight: float) -> None:
-        """``sums += weight * value``, piece by piece: a sum of two dtypes at once takes three times as long."""
-        for held, part in zip(torch.split(sums, PIECE), torch.split(value, PIECE), strict=True):
-            held.add_(self._converted[: len(part)].copy_(part), alpha=weight)
-
-    def __bool__(self) -> bool:
-        return self._total > 0
-
-    def result(self) -> dict[str, Any]:
-        """The mean, in the dtypes of the first tree. Raises ValueError if nothing was added."""
-        if not self:
-            raise ValueError("the mean of nothing: add a tree first")
-        made = dict(self._largest)
-        for path, held in self._sums.items():
-            shape, dtype = self._kinds[path]
-            made[path] = (held / self._total).to(dtype).view(shape)
-        return assemble({path: made[path] for path in self._kinds})

@@ -1,17 +1,11 @@
-"""The frozen values that a method sees: devices, data shares, tasks, replies, and the server's desk."""
+"""A device of the fleet, and a share of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from potluck.core import seeds
-
-Up = TypeVar("Up")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,78 +73,3 @@ class Shard:
             classes=self.classes,
             domains=self.domains,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a device is asked to work on in a round, beside the message."""
-
-    round: int
-    device: Device
-    data: Shard
-    public: Shard | None
-    seed: int
-
-    def rng(self, purpose: str) -> torch.Generator:
-        """A generator of this device, this round and this purpose."""
-        return seeds.generator(self.seed, self.round, self.device.id, purpose)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply(Generic[Up]):
-    """What one device sent back."""
-
-    device: Device
-    round: int
-    up: Up
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
-    """The server's side of a Task. ``once`` remembers a pure computation for the length of the round."""
-
-    round: int
-    devices: Sequence[Device]
-    held: Shard | None
-    public: Shard | None
-    seed: int
-    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def rng(self, purpose: str) -> torch.Generator:
-        """A generator of the server, this round and this purpose."""
-        return seeds.generator(self.seed, self.round, seeds.SERVER, purpose)
-
-    def once(self, key: str, compute: Callable[[], Any]) -> Any:
-        """``compute()``, made at most once per round and key: for work that serves all devices, such as one SVD."""
-        if key not in self.memo:
-            self.memo[key] = compute()
-        return self.memo[key]
-
-
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """Marks a per-tier option of a method: left out, it follows these rungs in the order of the tiers' gflops."""
-
-    rungs: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NetChoice:
-    """Marks a per-tier option that names the net of each tier; left out, every tier has the net of ``[model]``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What a method may know of the experiment before it runs, to refuse what cannot work."""
-
-    devices: Sequence[Device]
-    tiers: Sequence[str]
-    shape: tuple[int, ...]
-    classes: int
-    public_samples: int
-    server_samples: int
-    up_codecs: Sequence[str]
-    down_codecs: Sequence[str]
-    rounds: int
-    given: Mapping[str, Any]
-    """The options of ``[method]`` that the experiment file itself sets."""

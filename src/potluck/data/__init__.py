@@ -1,1 +1,1 @@
-"""Sources of data, who gets which part of them, and the shares that devices hold."""
+"""Data: sources, data sets as they are read, who gets which part, and the shares that devices hold."""

@@ -1,1 +1,1 @@
-"""The experiment: its file, what is built from it, and the run folder."""
+"""An experiment: its file, what it resolves to, what is built from it, its runs and the folder that each leaves."""

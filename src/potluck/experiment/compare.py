@@ -17,11 +17,11 @@ from potluck.core.errors import ConfigError, PotluckError
 from potluck.experiment import run as runs
 from potluck.experiment import store
 from potluck.experiment.config import Experiment, Model
-from potluck.experiment.explain import unknown
-from potluck.experiment.loaded import Run
-from potluck.experiment.resolve import resolved
+from potluck.experiment.listener import Listener
+from potluck.experiment.resolve import resolve
+from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
-from potluck.models.zoo import MODELS
+from potluck.nets import NETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,10 @@ def variants(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int
     if not methods:
         raise ConfigError("--methods: expected at least one method")
     for name in [*methods, *experiment.methods]:
-        if name not in METHODS:
-            raise ConfigError(f"--methods {name}: {unknown(name, list(METHODS), 'method').partition(': ')[2]}")
+        METHODS[name]
     found = [(_variant(experiment, name, seed)) for seed in seeds for name in methods]
     for variant, _ in found:
-        resolved(variant)
+        resolve(variant)
     return found
 
 
@@ -61,7 +60,7 @@ def _variant(experiment: Experiment, name: str, seed: int) -> tuple[Experiment, 
     else:
         model, note = _suited(name, model)
     changed = {
-        "name": f"{name}-{seed}",
+        "name": f"{name.replace(':', '.')}-{seed}",
         "seed": seed,
         "model": model,
         "method": {"name": name, **table},
@@ -71,8 +70,8 @@ def _variant(experiment: Experiment, name: str, seed: int) -> tuple[Experiment, 
 
 
 OWN = {
-    "ode": "its stages are potluck.models.ode.OdeStage",
-    "deq": "it returns a potluck.models.deq.DeqNet",
+    "ode": "its stages are potluck.nets.odenet.OdeStage",
+    "deq": "it returns a potluck.nets.deqnet.DeqNet",
 }
 """What such a function must make."""
 
@@ -80,8 +79,7 @@ OWN = {
 def _suited(method: str, model: Model) -> tuple[Model, str]:
     """The model, or the method's own preset where it needs a net of another kind."""
     traits = METHODS[method].traits
-    entry = MODELS.get(model.name)
-    if traits.kind == "any" or (entry is not None and entry.kind == traits.kind):
+    if traits.kind == "any" or "name" not in model.model_fields_set or NETS[model.name].kind == traits.kind:
         return model, ""
     note = f"{method} needs a net of kind {traits.kind!r}: it takes {traits.preset} instead of {model.name}; "
     note += f'for a net of your own: [methods.{method}] model = "package.module:function"; {OWN[traits.kind]}'
@@ -91,7 +89,7 @@ def _suited(method: str, model: Model) -> tuple[Model, str]:
 def compare(
     variants: Sequence[tuple[Experiment, str]],
     out: Path,
-    listener: Callable[[int, Experiment], runs.Listener],
+    listener: Callable[[int, Experiment], Listener],
 ) -> Iterator[Outcome]:
     """Runs each variant that is not finished into ``out/<method>-<seed>`` and yields how it went.
 
@@ -119,10 +117,10 @@ def _keep(outcomes: Sequence[Outcome], out: Path) -> None:
     store.write_whole(out / "comparison.json", (json.dumps({"runs": found}, indent=1) + "\n").encode())
 
 
-def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:
+def _play(experiment: Experiment, path: Path, listener: Listener) -> Run:
     if not (path / "experiment.toml").exists():
         return runs.run(experiment, path, listener)
-    _demand_equal(experiment, path)
+    _require_equal(experiment, path)
     if (path / "summary.json").exists():
         done = Run.load(path)
         _ = done.summary, done.rounds, done.ledger  # damaged files are told now
@@ -130,9 +128,9 @@ def _play(experiment: Experiment, path: Path, listener: runs.Listener) -> Run:
     return runs.resume(path, listener=listener)
 
 
-def _demand_equal(experiment: Experiment, path: Path) -> None:
+def _require_equal(experiment: Experiment, path: Path) -> None:
     """A folder that is gone on with must hold the same experiment."""
-    held, now = _settings(store.read_experiment(path)), _settings(resolved(experiment))
+    held, now = _settings(store.read_experiment(path)), _settings(resolve(experiment).experiment)
     if held["rounds"] != now["rounds"] and not experiment.train.schedule_rounds:  # which follows the rounds
         held["train"]["schedule_rounds"] = now["train"]["schedule_rounds"]
     if held != now:

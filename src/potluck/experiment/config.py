@@ -1,6 +1,6 @@
 """The experiment file, typed. Unknown keys are errors; what is left out has the default that stands here.
 
-``load`` reads TOML; ``resolved`` (in resolve.py) fills the method's options; the run folder keeps the result.
+``load`` reads TOML; ``resolve`` (resolve.py) fills what is left open; the run folder keeps the result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potluck.core.errors import ConfigError
-from potluck.data.spec import Dirichlet, PartitionSpec
+from potluck.data.partition.rules import Dirichlet, PartitionSpec
 from potluck.experiment.explain import explain
 from potluck.fleet.devices import Tier
 
@@ -57,7 +57,7 @@ class Model(Section):
     @field_validator("norm")
     @classmethod
     def _known_norm(cls, value: str) -> str:
-        from potluck.models.norms import NORMS  # noqa: PLC0415 - a wrong file is told before torch is loaded
+        from potluck.nets.norms import NORMS  # noqa: PLC0415 - a wrong file is told before torch is loaded
 
         if value not in NORMS:
             raise ValueError(f"expected one of {', '.join(NORMS)}")
@@ -150,7 +150,7 @@ class Stop(Section):
 class Track(Section):
     """``[track]``: where figures go beside the run folder, which is complete without it."""
 
-    kind: list[Literal["tensorboard"]] = []
+    kind: list[str] = []
 
 
 class EngineSection(Section):

@@ -5,49 +5,46 @@ from __future__ import annotations
 from potluck.core import spec
 from potluck.core.errors import ConfigError
 from potluck.core.types import Device
-from potluck.data.shard import Shares
-from potluck.engines.course import Course, Snapshot
-from potluck.engines.peers import spec_of_posts
-from potluck.experiment.config import Experiment
+from potluck.engines.federation import Checkpoint
+from potluck.engines.peer_round import spec_of_updates
+from potluck.experiment.prepare import Prepared
 from potluck.fleet import link
 from potluck.methods.protocol import deployed
-from potluck.models.flops import training_flops
+from potluck.training.flops import training_flops
 
 
-def demand_deadline(experiment: Experiment, course: Course, shares: Shares, first: Snapshot) -> None:
+def require_deadline(ready: Prepared, first: Checkpoint) -> None:
     """Raises ConfigError naming each tier of which no device can be done by ``fleet.deadline_s``.
 
     What is certain is counted: the message down, the least that a reply can hold, and one forward and backward pass of
     the tier's net over the smallest share of the tier, ``train.epochs`` times.
     """
-    deadline_s, lines = course.fleet.deadline_s, []
-    for tier in experiment.fleet.tier:
-        device = min(
-            (found for found in course.fleet.devices if found.tier == tier.name),
-            key=lambda found: len(shares.train[found.id]),
-        )
-        seconds, told = _least(experiment, course, device, shares, first)
-        if seconds > deadline_s:
-            lines.append(f"tier {tier.name} needs {seconds:.0f} s at the least ({told})")
+    fleet, lines = ready.federation.fleet, []
+    for tier in ready.resolved.tiers:
+        there = (device for device in fleet.devices if device.tier == tier)
+        device = min(there, key=lambda found: len(ready.shares.train[found.id]))
+        seconds, told = _least(ready, device, first)
+        if seconds > fleet.deadline_s:
+            lines.append(f"tier {tier} needs {seconds:.0f} s at the least ({told})")
     if lines:
         raise ConfigError(
-            f"fleet.deadline_s = {deadline_s:g}: {'; '.join(lines)}; raise it, or give the tier less to send or to do"
+            f"fleet.deadline_s = {fleet.deadline_s:g}: {'; '.join(lines)}; raise it, or give the tier less to send or "
+            "to do"
         )
 
 
-def _least(
-    experiment: Experiment, course: Course, device: Device, shares: Shares, first: Snapshot
-) -> tuple[float, str]:
-    method, desk = course.method, course.desk(1)
+def _least(ready: Prepared, device: Device, first: Checkpoint) -> tuple[float, str]:
+    federation, method = ready.federation, ready.federation.method
     net = deployed(method, None if method.traits.personal else first.state, None, device)
     if method.traits.peers:
-        up_bytes = down_bytes = (len(course.fleet.devices) - 1) * spec.extent(spec_of_posts(course, device, 1))[0]
+        others = len(federation.fleet.devices) - 1
+        up_bytes = down_bytes = others * spec.extent(spec_of_updates(federation, device, 1))[0]
     else:
-        down_bytes = len(course.letters.write_down(method.cast(first.state, device, desk), 1)[0])
-        up_bytes = spec.extent(course.letters.up.respec(method.expect(first.state, device, desk)))[0]
-    epochs = experiment.train.epochs
-    passes = epochs[device.tier] if isinstance(epochs, dict) else epochs
-    flops = training_flops(net, shares.test.shape) * len(shares.train[device.id]) * passes
+        context, messages = federation.server_context(1), federation.messages
+        down_bytes = len(messages.write_down(method.broadcast(first.state, device, context), 1)[0])
+        up_bytes = spec.extent(messages.up.respec(method.update_spec(first.state, device, context)))[0]
+    samples = len(ready.shares.train[device.id]) * ready.resolved.epochs[device.tier]
+    flops = training_flops(net, ready.shares.test.shape) * samples
     parts = {
         f"{down_bytes:,} bytes down": link.down_seconds(device, down_bytes),
         f"{flops / 1e9:.3g} GFLOPs": link.work_seconds(device, flops),

@@ -7,34 +7,33 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from potluck.core.types import Ladder
-from potluck.experiment.resolve import option_marks, options_model
+from potluck.core.options import IfServerData, Ladder
+from potluck.experiment.options import option_marks, options_model
 from potluck.methods import METHODS
-from potluck.methods.protocol import IfServerData
 
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def page(name: str) -> str:
     """The page of a method of ``METHODS``, in Markdown."""
-    method = METHODS[name]
+    method: Any = METHODS[name]
     module = sys.modules[method.__module__]
     parts = [
         f"# `{name}`: {(method.__doc__ or '').strip().splitlines()[0]}",
         (module.__doc__ or "").strip(),
         "## Options of `[method]`",
-        "\n".join(_options(name)) or "None of its own.",
+        "\n".join(_options(method)) or "None of its own.",
     ]
     if method.traits.profiles:
-        parts += ["## Profiles", "\n".join(_profiles(name))]
+        parts += ["## Profiles", "\n".join(_profiles(method))]
     sent = [*_messages(module), "", "Scalars travel in the header of a frame."]
     parts += ["## What crosses the link", "\n".join(sent) if len(sent) > 2 else "Nothing but the headers of frames."]
     return "\n\n".join(parts) + "\n"
 
 
-def _options(name: str) -> Iterator[str]:
-    schema = options_model(name).model_json_schema()
-    marks = option_marks(name)
+def _options(method: Any) -> Iterator[str]:
+    schema = options_model(method).model_json_schema()
+    marks = option_marks(method)
     rows = [(key, schema["properties"][key]) for key in schema["properties"]]
     if rows:
         yield "| option | default | accepted |\n|---|---|---|"
@@ -64,9 +63,11 @@ def _accepted(told: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     return " ".join([kind.get(str(told.get("type")), "table"), ", ".join(bounds)]).strip()
 
 
-def _profiles(name: str) -> Iterator[str]:
-    profiles = METHODS[name].traits.profiles
-    usual = {key: told.get("default") for key, told in options_model(name).model_json_schema()["properties"].items()}
+def _profiles(method: Any) -> Iterator[str]:
+    profiles = method.traits.profiles
+    usual = {
+        key: told.get("default") for key, told in options_model(method).model_json_schema()["properties"].items()
+    }
     flat = {profile: dict(_flat(values)) for profile, values in profiles.items()}
     yield f"| setting | {' | '.join(f'`{profile}`' for profile in flat)} |\n|---|{'---|' * len(flat)}"
     for key in dict.fromkeys(key for values in flat.values() for key in values):
@@ -83,12 +84,12 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _messages(module: Any) -> Iterator[str]:
-    for title in ("Down", "Up"):
+    for direction, title in (("down", "Broadcast"), ("up", "Update")):
         kind = vars(module).get(title)
         if inspect.isclass(kind):
             told = (kind.__doc__ or "").strip().rstrip(".")
             fields = ", ".join(f"`{field}`" for field in kind.__annotations__) or "nothing"
-            yield f"- **{title.lower()}**: {told[:1].lower()}{told[1:]}. Fields: {fields}."
+            yield f"- **{direction}**: {told[:1].lower()}{told[1:]}. Fields: {fields}."
 
 
 def _shown(value: Any) -> str:

@@ -1,92 +1,49 @@
-"""Runs an experiment: builds it, plays its rounds on an engine, and keeps the run folder."""
+"""Runs an experiment: prepares it, plays its rounds on an engine, and keeps the run folder."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from potluck import __version__
 from potluck.core.errors import ConfigError, RunFolderError
-from potluck.data.shard import Shares
-from potluck.engines.course import Course, Snapshot
-from potluck.engines.inprocess import InProcess, torch_threads
-from potluck.engines.memory import keep_freed_memory, peak_rss_bytes
-from potluck.engines.pool import Pool
-from potluck.engines.round import begin, play
-from potluck.engines.seam import Engine
-from potluck.experiment import build, record, store
+from potluck.engines.contract import Engine
+from potluck.engines.federation import Checkpoint
+from potluck.engines.local.inprocess import InProcess, torch_threads
+from potluck.engines.local.pool import Pool
+from potluck.engines.process_memory import keep_freed_memory, peak_rss_bytes
+from potluck.engines.round import initial_checkpoint, run_rounds
+from potluck.experiment import build, ledger, store, summary
 from potluck.experiment.config import Experiment, Stop
-from potluck.experiment.deadline import demand_deadline
-from potluck.experiment.elsewhere import Packed, make_side_elsewhere
-from potluck.experiment.loaded import Run
-from potluck.experiment.resolve import config_digest, given_options, resolved
+from potluck.experiment.deadline import require_deadline
+from potluck.experiment.listener import SILENCE, Listener
+from potluck.experiment.prepare import Prepared, prepare
+from potluck.experiment.resolve import Resolved
+from potluck.experiment.run_reader import Run
 from potluck.experiment.stop import StopRules
-from potluck.experiment.track import tracker
+from potluck.experiment.trackers import tracking
+from potluck.experiment.worker_setup import PackedShares, make_runtime_in_worker
 from potluck.methods.protocol import deployed
-from potluck.models.nets import weights_of
-from potluck.models.zoo import count_parameters
-
-
-class Listener(Protocol):
-    """Whoever wants to see a run as it goes."""
-
-    def begins(self, experiment: Experiment, folder: Path, first_round: int, warnings: Sequence[str]) -> None:
-        """The first round is about to start."""
-
-    def round_done(self, line: dict[str, Any]) -> None:
-        """A round is over and stands in the checkpoint; ``line`` is its line of rounds.jsonl."""
-
-
-class Silence:
-    """A listener that says nothing."""
-
-    def begins(self, experiment: Experiment, folder: Path, first_round: int, warnings: Sequence[str]) -> None:
-        return
-
-    def round_done(self, line: dict[str, Any]) -> None:
-        return
-
-
-SILENCE: Listener = Silence()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An experiment that has been found sound, with its data."""
-
-    experiment: Experiment
-    shares: Shares
-    course: Course
-    warnings: Sequence[str]
-
-
-def prepare(experiment: Experiment) -> Prepared:
-    """Resolves, loads the data and checks everything that can be checked before a run. Writes nothing."""
-    asked, experiment = experiment, resolved(experiment)
-    shares = build.make_shares(experiment)
-    warnings = build.check(experiment, shares, given_options(asked))
-    nets = build.make_nets(experiment, shares.test.shape, shares.test.classes)
-    course = build.make_course(experiment, shares, build.make_method(experiment, nets))
-    return Prepared(experiment=experiment, shares=shares, course=course, warnings=warnings)
+from potluck.nets.weights import weights_of
+from potluck.nets.zoo import count_parameters
 
 
 def run(experiment: Experiment, out: str | Path | None = None, listener: Listener = SILENCE) -> Run:
     """Runs the experiment into ``out`` (default ``runs/<name>``). Raises PotluckError; a wrong one writes nothing."""
     path = default_folder(experiment) if out is None else Path(out)
-    store.demand_free(path)
+    store.require_free(path)
     with torch_threads(experiment.engine.threads):
         ready = prepare(experiment)
-        first = begin(ready.course)
-        demand_deadline(ready.experiment, ready.course, ready.shares, first)
+        first = initial_checkpoint(ready.federation)
+        require_deadline(ready, first)
         with store.RunFolder.create(path, ready.experiment) as folder:
-            folder.checkpoint(first, facts=facts_of(ready, 0.0), line=None, rows=())
+            folder.save_checkpoint(first, facts=facts_of(ready, 0.0), line=None, rows=())
             return go_on(ready, folder, first, listener, engine_of(ready, folder))
 
 
@@ -106,18 +63,19 @@ def resume(out: str | Path, more_rounds: int = 0, listener: Listener = SILENCE) 
         experiment = experiment.model_copy(update={"rounds": base + more_rounds, "stop": Stop()})
     with torch_threads(experiment.engine.threads), store.RunFolder.open(path) as folder:
         ready = prepare(experiment)
-        snapshot = store.read_snapshot(path)
-        demand_same(ready, manifest, path)
-        for device, round in snapshot.acks.items():
-            folder.own.demand(device, round, snapshot.own.get(device, ""), snapshot.codec.get(device, ""))
+        checkpoint = store.read_checkpoint(path)
+        require_same(ready.resolved, manifest, path)
+        for device, round in checkpoint.acks.items():
+            digests = checkpoint.local_states.get(device, ""), checkpoint.codec.get(device, "")
+            folder.local_states.require(device, round, *digests)
         folder.rewind()
         folder.write_experiment(ready.experiment)
-        return go_on(ready, folder, snapshot, listener, engine_of(ready, folder))
+        return go_on(ready, folder, checkpoint, listener, engine_of(ready, folder))
 
 
-def demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
+def require_same(resolved: Resolved, manifest: dict[str, Any], path: Path) -> None:
     """Raises RunFolderError where the folder is of another experiment."""
-    held, now = manifest["facts"]["config"], config_digest(ready.experiment)
+    held, now = manifest["facts"]["config"], resolved.digest
     wrote = manifest["facts"].get("version", "an older version")
     if held != now and wrote != __version__:
         raise RunFolderError(
@@ -132,11 +90,11 @@ def demand_same(ready: Prepared, manifest: dict[str, Any], path: Path) -> None:
 
 
 def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[str, Any]:
-    """What a checkpoint says beside the snapshot."""
+    """What the manifest of a checkpoint says beside it."""
     test = ready.shares.test
     return {
         "version": __version__,
-        "config": config_digest(ready.experiment),
+        "config": ready.resolved.digest,
         "shape": list(test.shape),
         "classes": test.classes,
         "wall_seconds": wall_seconds,
@@ -147,97 +105,88 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
 def go_on(
     ready: Prepared,
     folder: store.RunFolder,
-    snapshot: Snapshot,
+    checkpoint: Checkpoint,
     listener: Listener,
     engine_here: AbstractContextManager[Engine],
 ) -> Run:
-    """Plays the rounds that are left on an engine, a checkpoint after each, and writes the summary."""
-    experiment, course = ready.experiment, ready.course
-    listener.begins(experiment, folder.path, snapshot.round, ready.warnings)
+    """Runs the rounds that are left on an engine, a checkpoint after each, and writes the summary."""
+    experiment, federation = ready.experiment, ready.federation
+    listener.begins(experiment, folder.path, checkpoint.round, ready.warnings)
     before = store.read_manifest(folder.path)["facts"]
     start, peak = time.perf_counter(), 0
-    devices, personal = course.fleet.devices, course.method.traits.personal
-    parts = record.own_parts(ready.shares)
+    devices, personal = federation.fleet.devices, federation.method.traits.personal
+    parts = summary.own_parts(ready.shares)
     rules = StopRules.of(experiment.stop, devices, store.read_lines(folder.path / "rounds.jsonl"))
-    last = snapshot.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
-    with engine_here as engine, tracker(experiment, folder.path) as track:
-        for played in play(course, engine, snapshot, last, rules.enough):
+    last = checkpoint.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
+    with engine_here as engine, tracking(experiment, folder.path) as track:
+        for result in run_rounds(federation, engine, checkpoint, last, rules.enough):
             wall = before["wall_seconds"] + time.perf_counter() - start
-            line = record.round_line(played, devices, personal, wall, parts)
-            rows = record.ledger_rows(played.rows)
-            folder.checkpoint(played.snapshot, facts=facts_of(ready, wall, rules.reason), line=line, rows=rows)
-            snapshot = played.snapshot
+            line = summary.round_line(result, devices, personal, wall, parts)
+            rows = ledger.as_json(result.rows)
+            folder.save_checkpoint(result.checkpoint, facts=facts_of(ready, wall, rules.reason), line=line, rows=rows)
+            checkpoint = result.checkpoint
             track(line)
             listener.round_done(line)
         peak = peak_rss_bytes() + (engine.peak_rss_bytes if isinstance(engine, Pool) else 0)
-    finish(ready, folder, snapshot, peak)
+    finish(ready, folder, checkpoint, peak)
     return Run.load(folder.path)
 
 
-def finish(ready: Prepared, folder: store.RunFolder, snapshot: Snapshot, peak: int) -> None:
+def finish(ready: Prepared, folder: store.RunFolder, checkpoint: Checkpoint, peak: int) -> None:
     """Writes what each tier deploys, and the summary."""
-    experiment, course = ready.experiment, ready.course
-    run = Run.load(folder.path)
-    parameters = {}
-    for tier in experiment.fleet.tier:
-        first = next(device for device in course.fleet.devices if device.tier == tier.name)
-        personal = (
-            course.method.traits.personal
-        )  # a personal net may live on a real device: its size is known all the same
-        net = deployed(course.method, None, None, first) if personal else run.model(tier.name)
-        parameters[tier.name] = count_parameters(net)
+    federation, run = ready.federation, Run.load(folder.path)
+    personal, parameters = federation.method.traits.personal, {}
+    for tier in ready.resolved.tiers:
+        first = next(device for device in federation.fleet.devices if device.tier == tier)
+        # A personal net may live on a real device: its size is known all the same.
+        net = deployed(federation.method, None, None, first) if personal else run.model(tier)
+        parameters[tier] = count_parameters(net)
         if not personal:
-            folder.write_frame(f"model/{tier.name}.safetensors", weights_of(net))
-    lines, ledger = run.rounds, run.ledger
-    last: dict[str, Any] = next((line for line in reversed(lines) if "accuracy" in line), {})
-    accuracy = {key: last.get("accuracy", {}).get(key) for key in ("mean", "worst", "p10", "tiers")}
-    accuracy |= {key: last.get("accuracy", {}).get(key, {}).get("mean") for key in ("ad", "al")}
-    summary = {
-        "name": experiment.name,
-        "method": experiment.method["name"],
-        "seed": experiment.seed,
-        "rounds": snapshot.round,
-        "devices": len(course.fleet.devices),
-        "accuracy": accuracy,
+            folder.write_frame(f"model/{tier}.safetensors", weights_of(net))
+    facts = store.read_manifest(folder.path)["facts"]
+    said = {
+        "name": ready.experiment.name,
+        "method": ready.resolved.method_name,
+        "seed": ready.experiment.seed,
+        "rounds": checkpoint.round,
+        "devices": len(federation.fleet.devices),
+        "accuracy": summary.last_accuracy(run.rounds),
         "parameters": parameters,
-        "bytes": record.traffic(ledger),
-        "simulated_seconds": snapshot.simulated_seconds,
-        "wall_seconds": store.read_manifest(folder.path)["facts"]["wall_seconds"],
+        "bytes": ledger.traffic(run.ledger),
+        "simulated_seconds": checkpoint.simulated_seconds,
+        "wall_seconds": facts["wall_seconds"],
         "peak_rss_bytes": peak,
-        "state_sha256": snapshot.digest(),
-        "stopped": store.read_manifest(folder.path)["facts"]["stopped"],
+        "state_sha256": checkpoint.digest(),
+        "stopped": facts["stopped"],
     }
-    engine_bytes = record.engine_traffic(ledger)
-    if engine_bytes:
-        summary["engine_bytes"] = engine_bytes
-    folder.write_json("summary.json", summary)
+    engine_bytes = ledger.engine_traffic(run.ledger)
+    folder.write_json("summary.json", {**said, "engine_bytes": engine_bytes} if engine_bytes else said)
 
 
 @contextmanager
 def engine_of(ready: Prepared, folder: store.RunFolder) -> Iterator[Engine]:
     """The engine of ``[engine]``, running."""
-    experiment, shares, own = ready.experiment, ready.shares, folder.own.folder
-    if experiment.engine.kind == "mesh":
+    engine, place = ready.experiment.engine, folder.local_states.folder
+    if engine.kind == "mesh":
         raise ConfigError('engine.kind = "mesh": each peer runs the same file with potluck peer; here choose "pool"')
-    if experiment.engine.kind == "flower":
+    if engine.kind == "flower":
         raise ConfigError('engine.kind = "flower": real devices join what potluck serve starts; here choose "pool"')
     keep_freed_memory()
-    if experiment.engine.kind == "inprocess":
-        yield InProcess(side=build.make_side(experiment, shares, own))
+    if engine.kind == "inprocess":
+        yield InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, place))
         return
-    arguments = (experiment.model_dump(mode="json"), Packed.of(shares), str(own))
-    with Pool(
-        make_side_elsewhere, arguments, workers=worker_count(experiment), threads=experiment.engine.threads
-    ) as pool:
+    arguments = (ready.experiment.model_dump(mode="json"), PackedShares.of(ready.shares), str(place))
+    workers = worker_count(ready.resolved)
+    with Pool(make_runtime_in_worker, arguments, workers=workers, threads=engine.threads) as pool:
         yield pool
 
 
-def worker_count(experiment: Experiment) -> int:
+def worker_count(resolved: Resolved) -> int:
     """Processes of the pool: as told, or one per GPU, or one per core this process may use; never more than devices."""
-    wanted = experiment.engine.workers
+    wanted = resolved.experiment.engine.workers
     if wanted == "auto":
-        wanted = torch.cuda.device_count() if build.compute_device(experiment) == "cuda" else _cores()
-    return max(1, min(wanted, sum(tier.devices for tier in experiment.fleet.tier)))
+        wanted = torch.cuda.device_count() if build.compute_device(resolved.experiment) == "cuda" else _cores()
+    return max(1, min(wanted, resolved.devices))
 
 
 def _cores() -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from potluck.core.types import Device
-from potluck.engines.course import Played
-from potluck.experiment import record
+from potluck.engines.result import RoundResult
+from potluck.experiment import ledger, summary
 from potluck.experiment.config import Stop
 
 
@@ -26,11 +26,11 @@ class StopRules:
         """The rules after the rounds of these lines."""
         return cls(stop, devices, sum(line["bytes"]["total"] for line in lines))
 
-    def enough(self, played: Played) -> bool:
+    def enough(self, result: RoundResult) -> bool:
         """Whether the run may end with this round; sets ``reason``."""
-        self.sent_bytes += record.traffic(record.ledger_rows(played.rows))["total"]
-        accuracy = record.accuracy_summary(record.accuracies(played.scores), self.devices).get("mean")
-        seconds, stop = played.snapshot.simulated_seconds, self.stop
+        self.sent_bytes += ledger.traffic(ledger.as_json(result.rows))["total"]
+        accuracy = summary.accuracy_summary(summary.accuracies(result.scores), self.devices).get("mean")
+        seconds, stop = result.checkpoint.simulated_seconds, self.stop
         if stop.accuracy and accuracy is not None and accuracy >= stop.accuracy:
             self.reason = f"stop.accuracy = {stop.accuracy:g}: the mean reached {accuracy:.4f}"
         elif stop.bytes and self.sent_bytes >= stop.bytes:

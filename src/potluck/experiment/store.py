@@ -26,8 +26,8 @@ from typing import IO, Any
 import tomli_w
 
 from potluck.core.errors import RunFolderError, WireError
-from potluck.engines.course import Snapshot
-from potluck.engines.device import OwnStore
+from potluck.engines.federation import Checkpoint
+from potluck.engines.local_state import LocalStateStore
 from potluck.experiment.config import Experiment
 from potluck.wire import frame
 
@@ -40,12 +40,12 @@ class RunFolder:
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock
-        self.own = OwnStore(path / "state" / "own")
+        self.local_states = LocalStateStore(path / "state" / "own")
 
     @classmethod
     def create(cls, path: Path, experiment: Experiment) -> RunFolder:
         """A new run folder. Raises RunFolderError if there is something already."""
-        demand_free(path)
+        require_free(path)
         with _told(path):
             (path / "state").mkdir(parents=True)
             folder = cls(path, _locked(path))
@@ -55,7 +55,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """An existing run folder, to go on. Raises RunFolderError."""
-        demand_run(path)
+        require_run(path)
         with _told(path):
             return cls(path, _locked(path))
 
@@ -69,30 +69,30 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def checkpoint(
-        self, snapshot: Snapshot, *, facts: Mapping[str, Any], line: Mapping[str, Any] | None, rows: Iterable[Any]
+    def save_checkpoint(
+        self, checkpoint: Checkpoint, *, facts: Mapping[str, Any], line: Mapping[str, Any] | None, rows: Iterable[Any]
     ) -> None:
-        """Makes ``snapshot`` the state that a resume starts from. ``facts`` join the manifest."""
+        """Makes ``checkpoint`` the state that a resume starts from. ``facts`` join the manifest."""
         with _uninterrupted(), _told(self.path):
             lengths = {
                 "rounds": _append(self.path / "rounds.jsonl", [] if line is None else [line]),
                 "ledger": _append(self.path / "ledger.jsonl", rows),
             }
-            for device, round in snapshot.acks.items():
-                if round == snapshot.round and round > 0:
-                    self.own.sync(device, round)
-            data = frame.encode({"state": snapshot.state})
-            name = f"state-{snapshot.round:06d}.safetensors"
+            for device, round in checkpoint.acks.items():
+                if round == checkpoint.round and round > 0:
+                    self.local_states.sync(device, round)
+            data = frame.encode({"state": checkpoint.state})
+            name = f"state-{checkpoint.round:06d}.safetensors"
             write_whole(self.path / "state" / name, data)
             manifest = {
                 "format": FORMAT,
-                "round": snapshot.round,
+                "round": checkpoint.round,
                 "state": name,
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "acks": {str(device): round for device, round in snapshot.acks.items() if round},
-                "own": {str(device): sha for device, sha in snapshot.own.items() if sha},
-                "codec": {str(device): sha for device, sha in snapshot.codec.items() if sha},
-                "simulated_seconds": snapshot.simulated_seconds,
+                "acks": {str(device): round for device, round in checkpoint.acks.items() if round},
+                "own": {str(device): sha for device, sha in checkpoint.local_states.items() if sha},
+                "codec": {str(device): sha for device, sha in checkpoint.codec.items() if sha},
+                "simulated_seconds": checkpoint.simulated_seconds,
                 "lengths": lengths,
                 "facts": dict(facts),
             }
@@ -130,7 +130,7 @@ class RunFolder:
             write_whole(self.path / name, frame.encode(tree))
 
 
-def demand_free(path: Path) -> None:
+def require_free(path: Path) -> None:
     """Raises RunFolderError if there is something at ``path`` already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         last = "or rename it"
@@ -141,7 +141,7 @@ def demand_free(path: Path) -> None:
         raise RunFolderError(f"{path} exists already: choose another with --out, remove it, {last}")
 
 
-def demand_run(path: Path) -> None:
+def require_run(path: Path) -> None:
     """Raises RunFolderError unless ``path`` is a run folder."""
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such run folder")
@@ -151,13 +151,13 @@ def demand_run(path: Path) -> None:
 
 def read_experiment(path: Path) -> Experiment:
     """The resolved experiment of a run folder."""
-    demand_run(path)
+    require_run(path)
     return Experiment.load(path / "experiment.toml")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the last checkpoint. Raises RunFolderError."""
-    demand_run(path)
+    require_run(path)
     place = path / "state" / "manifest.json"
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
@@ -171,8 +171,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
-def read_snapshot(path: Path) -> Snapshot:
-    """The snapshot of the last checkpoint, checked against its digest. Raises RunFolderError."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint of the last checkpoint, checked against its digest. Raises RunFolderError."""
     manifest = read_manifest(path)
     place = path / "state" / str(manifest["state"])
     try:
@@ -183,11 +183,11 @@ def read_snapshot(path: Path) -> Snapshot:
         raise RunFolderError(f"{place}: damaged ({error}); the run cannot be resumed, start it anew") from None
     if not sound:
         raise RunFolderError(f"{place}: damaged, its digest is not that of the checkpoint; start the run anew")
-    return Snapshot(
+    return Checkpoint(
         round=manifest["round"],
         state=state,
         acks={int(device): round for device, round in manifest["acks"].items()},
-        own={int(device): sha for device, sha in manifest["own"].items()},
+        local_states={int(device): sha for device, sha in manifest["own"].items()},
         codec={int(device): sha for device, sha in manifest["codec"].items()},
         simulated_seconds=manifest["simulated_seconds"],
     )

@@ -1,29 +1,29 @@
-"""The methods, one paper a file. A new method is one file and one line here."""
+"""The methods: a file each, or a folder where a paper needs several; each says its name in a table ``METHODS``.
+
+Beside them stand what a method is (protocol.py), the server of federated averaging, which several share (averaging.py),
+and what several refuse in the same words (checks.py).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from potluck.methods.fedavg import FedAvg
-from potluck.methods.feddeq import FedDEQ
-from potluck.methods.feddlr import FedDLR
-from potluck.methods.fedh2l import FedH2L
-from potluck.methods.fedhm import FedHM
-from potluck.methods.fedmd import FedMD
-from potluck.methods.fedode import FedODE
-from potluck.methods.fedprox import FedProx
-from potluck.methods.heterofl import HeteroFL
-from potluck.methods.local import Local
+from potluck.core.plugins import Catalogue
 
-METHODS: dict[str, type[Any]] = {
-    "local": Local,
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "heterofl": HeteroFL,
-    "fedhm": FedHM,
-    "feddlr": FedDLR,
-    "fedode": FedODE,
-    "feddeq": FedDEQ,
-    "fedmd": FedMD,
-    "fedh2l": FedH2L,
-}
+
+def _method(name: str, found: Any) -> type[Any]:
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found) or "traits" not in dir(found):
+        raise ValueError(f"got {found!r}, expected a frozen dataclass with traits, as in potluck.methods.protocol")
+    return found
+
+
+METHODS: Catalogue[type[Any]] = Catalogue(
+    kind="method",
+    key="method.name",
+    package=__name__,
+    table="METHODS",
+    group="potluck.methods",
+    made=_method,
+    objects="package.module:Class",
+)

@@ -23,15 +23,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from potluck.core.types import Task
-from potluck.methods.average import Averaging, State, Up
+from potluck.core.contexts import DeviceContext
+from potluck.methods.averaging import Averaging, State, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedAvg(Averaging):
     """mean of the devices' weights"""
 
-    def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
-        net = self.net.loaded(task.device.tier, down["weights"])
-        trained = self.fit.train(net, task)
-        return None, self.answer(net, down["weights"], trained)
+    def train(self, local_state: None, broadcast: State, context: DeviceContext) -> tuple[None, Update]:
+        net = self.net.with_weights(context.device.tier, broadcast["weights"])
+        trained = self.fit.train(net, context)
+        return None, self.answer(net, broadcast["weights"], trained)
+
+
+METHODS = {"fedavg": FedAvg}

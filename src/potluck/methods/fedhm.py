@@ -24,28 +24,53 @@ as the mean reply's samples. *Defaults*: ``faithful`` is the authors' code (sche
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
 from annotated_types import Ge, Gt, Le, Predicate
 from torch import Tensor, nn
 
 from potluck.core import meter
-from potluck.core.spec import Exactly, Integers, Number, Spec, spec_of
-from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
-from potluck.methods.lowrank_options import COLLAPSE, FEDHM, idle_in_fedhm, is_factor
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.core.options import Ladder, Setup
+from potluck.core.spec import SAMPLES, Exactly, Integers, Spec, spec_of
+from potluck.core.types import Device
+from potluck.lowrank.factorise import add_decay_gradient, add_frobenius_gradient, factorise, low_rank, with_factors
+from potluck.lowrank.fuse import reply_weight
+from potluck.lowrank.layers import dense_layers, factorisable, ranks_by_factor
+from potluck.lowrank.spectra import Spectra
+from potluck.methods.checks import require_effect, require_lossless_down, require_no_sparse
 from potluck.methods.protocol import Traits
-from potluck.methods.refuse import demand_effect, demand_lossless_down, demand_no_topk, dense_layers
-from potluck.models.fit import Fit
-from potluck.models.fuse import reply_weight
-from potluck.models.keep_full import factorisable, ranks_by_factor
-from potluck.models.labels import classifier_tensors, masked, present
-from potluck.models.lowrank import add_decay_gradient, add_frobenius_gradient, factorise, low_rank, with_factors
-from potluck.models.nets import Nets, load, weights_of
-from potluck.models.spectra import Spectra
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
+from potluck.training.fit import Fit
+from potluck.training.labels import classifier_tensors, masked, present
 
 Weights = dict[str, Tensor]
+FAITHFUL: Mapping[str, Any] = {
+    "aggregation": "replace",
+    "initial": "full",
+    "weighting": "uniform",
+    "temperature": 1.0,
+    "l2_on_factors": 1e-4,
+    "keep_history": True,
+    "mask_labels": True,
+    "classifier_rows": "paper",
+    "train": {"lr": 0.1, "batch_size": 64, "epochs": 10, "weight_decay": 1e-4}
+    | {"schedule": "step", "milestones": [100, 150]},
+    "model": {"norm": "batch_stat"},
+}
+COLLAPSE = (
+    'aggregation = "replace" with unequal rank factors: the model collapses to the smallest rank, because each round '
+    'shrinks what small devices were not sent; "delta" does not'
+)
+
+
+def _is_factor(value: float) -> bool:
+    if not 1 <= value <= 64:
+        raise ValueError("expected a number from 1 (full) to 64.")
+    return True
 
 
 class State(TypedDict):
@@ -54,7 +79,7 @@ class State(TypedDict):
     weights: Weights
 
 
-class Down(TypedDict):
+class Broadcast(TypedDict):
     """On the way down: tensors that stay full, and the factors of the others."""
 
     full: Weights
@@ -62,7 +87,7 @@ class Down(TypedDict):
     v: Weights
 
 
-class Up(Down):
+class Update(Broadcast):
     """On the way up: the same, trained; and the classes at hand, where rows of the classifier depend on them."""
 
     rank_factor: float
@@ -74,7 +99,7 @@ class Up(Down):
 class FedHM:
     """low-rank copies of unequal rank, fused into one full model"""
 
-    net: Nets
+    net: TierNets
     fit: Fit
     profile: Literal["faithful", "recommended"] = "recommended"
     aggregation: Literal["replace", "delta", "rank_partitioned"] = "delta"
@@ -88,16 +113,16 @@ class FedHM:
     keep_history: bool = False
     mask_labels: bool = False
     classifier_rows: Literal["all", "renormalised", "paper"] = "renormalised"
-    rank_factor: Annotated[Mapping[str, Annotated[float, Predicate(is_factor)]] | None, Ladder((8.0, 4.0, 1.0))] = None
+    rank_factor: Annotated[Mapping[str, Annotated[float, Predicate(_is_factor)]] | None, Ladder((8.0, 4.0, 1.0))] = None
 
-    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FEDHM})
+    traits: ClassVar[Traits] = Traits(profiles={"recommended": {}, "faithful": FAITHFUL})
 
     def check(self, setup: Setup) -> Sequence[str]:
         factors = {tier: self._factor(tier) for tier in setup.tiers}
-        demand_effect(setup.given, idle_in_fedhm(self, set(factors.values())))
-        demand_no_topk(setup, "fedhm", "after each factorisation the coordinates mean something else")
+        require_effect(setup.given, _idle_options(self, set(factors.values())))
+        require_no_sparse(setup, "fedhm", "after each factorisation the coordinates mean something else")
         if self.aggregation == "delta":
-            demand_lossless_down(setup, 'aggregation = "delta"', "replace or rank_partitioned")
+            require_lossless_down(setup, 'aggregation = "delta"', "replace or rank_partitioned")
         collapses = self.aggregation == "replace" and len(set(factors.values())) > 1
         told = dense_layers(factors, self.net(setup.tiers[0]), self._kept)
         return [*told, COLLAPSE] if collapses else told
@@ -110,43 +135,43 @@ class FedHM:
         """The rank factor of a tier; 1 for the server's own model."""
         return (self.rank_factor or {}).get(tier, 1.0)
 
-    def start(self, desk: Desk) -> State:
-        state: State = {"weights": weights_of(self.net(desk.devices[0].tier))}
-        least = max(self._factor(device.tier) for device in desk.devices)
+    def initial_state(self, context: ServerContext) -> State:
+        state: State = {"weights": weights_of(self.net(context.devices[0].tier))}
+        least = max(self._factor(device.tier) for device in context.devices)
         full = self.initial == "full" or least == 1 or not self.net.fresh
-        return state if full else {"weights": self._spectra(state, desk).truncated(least)}
+        return state if full else {"weights": self._spectra(state, context).truncated(least)}
 
-    def _spectra(self, state: State, desk: Desk) -> Spectra:
+    def _spectra(self, state: State, context: ServerContext) -> Spectra:
         """The round's decompositions, for casting and for merging."""
 
         def compute() -> Spectra:
-            layers = factorisable(self.net.loaded(desk.devices[0].tier, state["weights"]), self._kept)
-            factors = {self._factor(device.tier) for device in desk.devices}
-            return Spectra(state["weights"], layers, factors, lambda layer: desk.rng(f"svd/{layer}"))
+            layers = factorisable(self.net.with_weights(context.devices[0].tier, state["weights"]), self._kept)
+            factors = {self._factor(device.tier) for device in context.devices}
+            return Spectra(state["weights"], layers, factors, lambda layer: context.rng(f"svd/{layer}"))
 
-        found: Spectra = desk.once("fedhm spectra", compute)
+        found: Spectra = context.once("fedhm spectra", compute)
         return found
 
-    def cast(self, state: State, device: Device, desk: Desk) -> Down:
-        full, u, v = self._spectra(state, desk).cut(self._factor(device.tier))
+    def broadcast(self, state: State, device: Device, context: ServerContext) -> Broadcast:
+        full, u, v = self._spectra(state, context).cut(self._factor(device.tier))
         return {"full": full, "u": u, "v": v}
 
-    def train(self, own: None, down: Down, task: Task) -> tuple[None, Up]:
-        tier, ranks = task.device.tier, {layer: u_MR.shape[1] for layer, u_MR in down["u"].items()}
-        weights = with_factors(down["full"], down["u"], down["v"])
-        net = self.net.lent(("fedhm", tier, *ranks.items()), weights, lambda: low_rank(self.net(tier), ranks))
-        labels = present(task.data)
+    def train(self, local_state: None, broadcast: Broadcast, context: DeviceContext) -> tuple[None, Update]:
+        tier, ranks = context.device.tier, {layer: u_MR.shape[1] for layer, u_MR in broadcast["u"].items()}
+        weights = with_factors(broadcast["full"], broadcast["u"], broadcast["v"])
+        net = self.net.borrow(("fedhm", tier, *ranks.items()), weights, lambda: low_rank(self.net(tier), ranks))
+        labels = present(context.data)
         objective = masked(self.fit.loss, labels, self.net.classes) if self.mask_labels else None
-        trained = self.fit.train(net, task, objective=objective, adjust=self._decay)
+        trained = self.fit.train(net, context, objective=objective, adjust=self._decay)
         found = weights_of(net)
-        up: Up = {
-            "full": {name: found[name] for name in down["full"]},
+        update: Update = {
+            "full": {name: found[name] for name in broadcast["full"]},
             "u": {layer: found[f"{layer}.u"] for layer in ranks},
             "v": {layer: found[f"{layer}.v"] for layer in ranks},
             "rank_factor": self._factor(tier),
             "samples": trained.samples,
         }
-        return None, {**up, "labels": labels} if self._counts_rows(tier) else up
+        return None, {**update, "labels": labels} if self._counts_rows(tier) else update
 
     def _counts_rows(self, tier: str) -> bool:
         return self.classifier_rows != "all" and self._factor(tier) > 1
@@ -156,32 +181,34 @@ class FedHM:
         add_frobenius_gradient(net, self.frobenius)
         add_decay_gradient(net, self.l2_on_factors - self.fit.weight_decay)
 
-    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
+    def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
         most = self.net.classes
         labels = {"labels": Integers(low=0, high=most - 1, most=most)} if self._counts_rows(device.tier) else {}
-        told = {"rank_factor": Exactly(value=self._factor(device.tier)), "samples": Number(kind=int, low=1, high=2**40)}
-        return {**spec_of(self.cast(state, device, desk)), **told, **labels}
+        told = {"rank_factor": Exactly(value=self._factor(device.tier)), "samples": SAMPLES}
+        return {**spec_of(self.broadcast(state, device, context)), **told, **labels}
 
-    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
-        spectra, factors, samples = self._spectra(state, desk), [], 0
-        fused = spectra.fused(self.aggregation, self._rows(state, spectra, desk), self.retention)
+    def aggregate(self, state: State, replies: Iterable[Reply[Update]], context: ServerContext) -> State:
+        spectra, factors, samples = self._spectra(state, context), [], 0
+        fused = spectra.fused(self.aggregation, self._rows(state, spectra, context), self.retention)
         for reply in replies:
-            up, factor = reply.up, self._factor(reply.device.tier)
-            fused.add(up["full"], up["u"], up["v"], self._weight(factor, up["samples"]), up.get("labels"))
+            update, factor = reply.update, self._factor(reply.device.tier)
+            fused.add(
+                update["full"], update["u"], update["v"], self._weight(factor, update["samples"]), update.get("labels")
+            )
             factors.append(factor)
-            samples += up["samples"]
+            samples += update["samples"]
         if not factors:
             return state
-        absent = min(factors) > min(self._factor(device.tier) for device in desk.devices)
+        absent = min(factors) > min(self._factor(device.tier) for device in context.devices)
         if self.aggregation == "replace" and self.keep_history and absent:
             fused.add(state["weights"], {}, {}, self._weight(1.0, samples / len(factors)))
         meter.note("largest rank absent", absent)
         meter.note("unsent energy", spectra.unsent(min(factors)))
         return {"weights": fused.result(renormalise=self.classifier_rows != "paper")}
 
-    def _rows(self, state: State, spectra: Spectra, desk: Desk) -> list[str]:
+    def _rows(self, state: State, spectra: Spectra, context: ServerContext) -> list[str]:
         """The classifier's tensors, where devices count with the rows of their own classes only."""
-        net = self.net.loaded(desk.devices[0].tier, state["weights"])
+        net = self.net.with_weights(context.devices[0].tier, state["weights"])
         names = [] if self.classifier_rows == "all" else classifier_tensors(net, self.net.classes)
         return [name for name in names if name.removesuffix(".weight") not in spectra.layers]
 
@@ -189,7 +216,7 @@ class FedHM:
         smallest = min((self.rank_factor or {"": 1.0}).values())
         return reply_weight(self.weighting, samples, factor - smallest, self.temperature)
 
-    def model(self, state: State, own: None, device: Device) -> nn.Module:
+    def model(self, state: State, local_state: None, device: Device) -> nn.Module:
         factors = self.rank_factor or {device.tier: 1.0}
         net = self.net(device.tier if device.tier in factors else next(iter(factors)))
         load(net, state["weights"])
@@ -198,3 +225,21 @@ class FedHM:
 
     def variant(self, device: Device) -> Hashable:
         return self._factor(device.tier)
+
+
+def _idle_options(method: Any, factors: Set[float]) -> dict[str, str]:
+    """Options of FedHM without effect, and because of what."""
+    idle: dict[str, str] = {}
+    if method.weighting in ("uniform", "samples"):
+        idle["temperature"] = f'weighting = "{method.weighting}"'
+    if method.aggregation != "replace":
+        idle["keep_history"] = f'aggregation = "{method.aggregation}"'
+    if method.aggregation != "delta":
+        idle["retention"] = f'aggregation = "{method.aggregation}"'
+    if factors == {1.0}:
+        without = ("frobenius", "l2_on_factors", "classifier_rows", "retention", "initial")
+        idle |= dict.fromkeys(without, "rank factor 1 everywhere")
+    return idle
+
+
+METHODS = {"fedhm": FedHM}

@@ -34,17 +34,19 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from potluck.core import meter
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError
-from potluck.core.spec import Array, Number, Spec
-from potluck.core.tree import WeightedMean
-from potluck.core.types import Desk, Device, NetChoice, Reply, Setup, Shard, Task
+from potluck.core.mean import WeightedMean
+from potluck.core.options import NetChoice, Setup
+from potluck.core.spec import SAMPLES, Array, Spec
+from potluck.core.types import Device, Shard
 from potluck.methods.protocol import Traits
-from potluck.models import posteriors
-from potluck.models.fit import Fit
-from potluck.models.nets import Nets, load, weights_of
-from potluck.models.seed_set import numbered
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
+from potluck.training import distil
+from potluck.training.distil import numbered
+from potluck.training.fit import Fit
 
-MOST_SAMPLES = 2**40
 SHARPENING = 0.1
 """The temperature of DS-FL's entropy reduction."""
 
@@ -56,7 +58,7 @@ class State(TypedDict):
     ids: Tensor
 
 
-class Down(TypedDict):
+class Broadcast(TypedDict):
     """On the way down: f̃ of B_{t-1}, its ids, and the ids of B_t."""
 
     scores: Tensor
@@ -64,13 +66,13 @@ class Down(TypedDict):
     asked: Tensor
 
 
-class Own(TypedDict):
+class LocalState(TypedDict):
     """What stays on the device."""
 
     weights: dict[str, Tensor]
 
 
-class Up(TypedDict):
+class Update(TypedDict):
     """On the way up: scores on B_t, (S, C)."""
 
     scores: Tensor
@@ -100,7 +102,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"mae": absolute, 
 class FedMD:
     """nets of any architecture, class scores on public samples"""
 
-    net: Nets
+    net: TierNets
     fit: Fit
     models: Annotated[Mapping[str, str] | None, NetChoice()] = None
     public_batch: Annotated[int, Ge(0)] = 500
@@ -118,37 +120,39 @@ class FedMD:
             raise ConfigError('method.weighting = "sharpen" works on posteriors: set method.scores = "posteriors"')
         return ()
 
-    def start(self, desk: Desk) -> State:
+    def initial_state(self, context: ServerContext) -> State:
         return {"scores": torch.zeros(0, self.net.classes), "ids": torch.zeros(0, dtype=torch.int32)}
 
-    def cast(self, state: State, device: Device, desk: Desk) -> Down:
-        return {"scores": state["scores"], "ids": state["ids"], "asked": self._asked(desk)}
+    def broadcast(self, state: State, device: Device, context: ServerContext) -> Broadcast:
+        return {"scores": state["scores"], "ids": state["ids"], "asked": self._asked(context)}
 
-    def _asked(self, desk: Desk) -> Tensor:
+    def _asked(self, context: ServerContext) -> Tensor:
         """B_t: places in the public set, ascending."""
-        assert desk.public is not None, "checked before the run"
-        count = len(desk.public)
-        drawn = torch.randperm(count, generator=desk.rng("public"))[: self.public_batch or count]
-        ids: Tensor = desk.once("asked", lambda: drawn.sort().values.to(torch.int32))
+        assert context.public is not None, "checked before the run"
+        count = len(context.public)
+        drawn = torch.randperm(count, generator=context.rng("public"))[: self.public_batch or count]
+        ids: Tensor = context.once("asked", lambda: drawn.sort().values.to(torch.int32))
         return ids
 
-    def train(self, own: Own | None, down: Down, task: Task) -> tuple[Own, Up]:
-        tier, public = task.device.tier, task.public
+    def train(
+        self, local_state: LocalState | None, broadcast: Broadcast, context: DeviceContext
+    ) -> tuple[LocalState, Update]:
+        tier, public = context.device.tier, context.public
         assert public is not None, "checked before the run"
-        if own is None:
-            net = self.net.loaded(tier, weights_of(self.net(tier)))
-            self.fit.train(net, task, data=public, purpose="warm start")
+        if local_state is None:
+            net = self.net.with_weights(tier, weights_of(self.net(tier)))
+            self.fit.train(net, context, data=public, purpose="warm start")
         else:
-            net = self.net.loaded(tier, own["weights"])
-        if len(down["ids"]) and self.digest_epochs:
-            self._digest(net, public.take(down["ids"].to(torch.int64)), down["scores"], task)
-        trained = self.fit.train(net, task)
-        z_SC = posteriors.logits(net, public.take(down["asked"].to(torch.int64)), self.fit.device)
+            net = self.net.with_weights(tier, local_state["weights"])
+        if len(broadcast["ids"]) and self.digest_epochs:
+            self._digest(net, public.take(broadcast["ids"].to(torch.int64)), broadcast["scores"], context)
+        trained = self.fit.train(net, context)
+        z_SC = distil.logits(net, public.take(broadcast["asked"].to(torch.int64)), self.fit.device)
         meter.note("score_deviation", float(z_SC.std()) if z_SC.numel() > 1 else 0.0)
         found = z_SC if self.scores == "logits" else z_SC.softmax(dim=1)
         return {"weights": weights_of(net)}, {"scores": found, "samples": trained.samples}
 
-    def _digest(self, net: nn.Module, batch: Shard, scores_SC: Tensor, task: Task) -> None:
+    def _digest(self, net: nn.Module, batch: Shard, scores_SC: Tensor, context: DeviceContext) -> None:
         """Fits the net to f̃. The samples are not augmented: f̃ is of the samples as they are."""
         target_SC, loss, are_logits = scores_SC.to(self.fit.device), LOSSES[self.digest_loss], self.scores == "logits"
 
@@ -157,36 +161,39 @@ class FedMD:
 
         plain = replace(self.fit, augment="none")
         data, epochs = numbered(batch), self.digest_epochs
-        fitted = plain.train(net, task, objective=objective, data=data, epochs=epochs, purpose="digest")
+        fitted = plain.train(net, context, objective=objective, data=data, epochs=epochs, purpose="digest")
         meter.note("digest_loss", fitted.loss)
 
-    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
-        shape = (len(self._asked(desk)), self.net.classes)
+    def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
+        shape = (len(self._asked(context)), self.net.classes)
         low, high = (-math.inf, math.inf) if self.scores == "logits" else (0.0, 1.0)
         return {
             "scores": Array(dtype=torch.float32, shape=shape, low=low, high=high),
-            "samples": Number(kind=int, low=1, high=MOST_SAMPLES),
+            "samples": SAMPLES,
         }
 
-    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+    def aggregate(self, state: State, replies: Iterable[Reply[Update]], context: ServerContext) -> State:
         mean, deviations = WeightedMean(), []
         for reply in replies:
-            scores = reply.up["scores"]
+            scores = reply.update["scores"]
             deviations.append(float(scores.std()) if scores.numel() > 1 else 0.0)
-            mean.add({"scores": scores}, float(reply.up["samples"]) if self.weighting == "samples" else 1.0)
+            mean.add({"scores": scores}, float(reply.update["samples"]) if self.weighting == "samples" else 1.0)
         if not mean:
             return state
         meter.note("score_spread", max(deviations) / max(min(deviations), 1e-12))
         found: Tensor = mean.result()["scores"]
         if self.weighting == "sharpen":
             found = (found / SHARPENING).softmax(dim=1)
-        return {"scores": found, "ids": self._asked(desk)}
+        return {"scores": found, "ids": self._asked(context)}
 
-    def model(self, state: State | None, own: Own | None, device: Device) -> nn.Module:
+    def model(self, state: State | None, local_state: LocalState | None, device: Device) -> nn.Module:
         net = self.net(device.tier)
-        if own is not None:
-            load(net, own["weights"])
+        if local_state is not None:
+            load(net, local_state["weights"])
         return net
 
     def variant(self, device: Device) -> Hashable:
         return device.id
+
+
+METHODS = {"fedmd": FedMD}

@@ -24,6 +24,7 @@ times mixes the statistics of C states. ``random_steps`` trains half of the batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
@@ -31,15 +32,19 @@ from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
 from torch import Tensor, nn
 
 from potluck.core import meter
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError
-from potluck.core.spec import Exactly, Number, Spec, spec_of
-from potluck.core.tree import WeightedMean
-from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
-from potluck.methods.depth import MOST_SAMPLES, Steps, at_depths, key_of, nearest, overrides, whole_weights
+from potluck.core.mean import WeightedMean
+from potluck.core.options import Ladder, Setup
+from potluck.core.spec import SAMPLES, Exactly, Spec, spec_of
+from potluck.core.types import Device
+from potluck.methods.checks import overrides, whole_weights
 from potluck.methods.protocol import Traits
-from potluck.models import ode
-from potluck.models.fit import Fit
-from potluck.models.nets import Nets, load, weights_of
+from potluck.nets import odenet
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
+from potluck.training.fit import Fit
+from potluck.training.random_depth import Steps, at_depths
 
 Weights = dict[str, Tensor]
 FAITHFUL = {
@@ -58,7 +63,7 @@ class State(TypedDict):
     groups: dict[str, Weights]
 
 
-class Down(TypedDict):
+class Broadcast(TypedDict):
     """On the way down."""
 
     weights: Weights
@@ -66,7 +71,7 @@ class Down(TypedDict):
     steps: Steps
 
 
-class Up(TypedDict):
+class Update(TypedDict):
     """On the way up."""
 
     weights: Weights
@@ -79,7 +84,7 @@ class Up(TypedDict):
 class FedODE:
     """one ODE block, as many solver steps of it as a device affords"""
 
-    net: Nets
+    net: TierNets
     fit: Fit
     profile: Literal["recommended", "faithful"] = "recommended"
     solver: Literal["euler", "midpoint", "heun", "rk4"] = "euler"
@@ -106,52 +111,52 @@ class FedODE:
         if len({key_of(self._steps(tier)) for tier in setup.tiers}) > 1:
             if self.step == "unit_step":
                 said.append('step = "unit_step" with unequal steps: the devices integrate different equations.')
-            if self.norm_groups == "global" and any(map(ode.has_batch_norm, nets)):
+            if self.norm_groups == "global" and any(map(odenet.has_batch_norm, nets)):
                 said.append(
                     'model.norm = "batch" with unequal steps and norm_groups = "global": the averaged statistics are '
                     'those of no device; choose norm = "group", or norm_groups = "per_steps".'
                 )
         return said
 
-    def start(self, desk: Desk) -> State:
+    def initial_state(self, context: ServerContext) -> State:
         groups: dict[str, Weights] = {}
-        for tier in dict.fromkeys(device.tier for device in desk.devices):
+        for tier in dict.fromkeys(device.tier for device in context.devices):
             weights, group = self._split(self._net(tier))
             if group:
                 groups[key_of(self._steps(tier))] = group
         return {"weights": weights, "groups": groups}
 
-    def cast(self, state: State, device: Device, desk: Desk) -> Down:
-        down: Down = {"weights": state["weights"], "steps": self._steps(device.tier)}
+    def broadcast(self, state: State, device: Device, context: ServerContext) -> Broadcast:
+        broadcast: Broadcast = {"weights": state["weights"], "steps": self._steps(device.tier)}
         group = self._group(state, device.tier)
-        return {**down, "group": group} if group else down
+        return {**broadcast, "group": group} if group else broadcast
 
-    def train(self, own: None, down: Down, task: Task) -> tuple[None, Up]:
-        steps, group = down["steps"], down.get("group", {})
-        net = self.net.lent(key_of(steps), {**down["weights"], **group}, lambda: self._net(task.device.tier))
-        meter.note("evaluations", ode.evaluations(net))
-        rng = task.rng("random steps") if self.random_steps else None
-        trained = self.fit.train(net, task, objective=at_depths(self.fit.base, self._set, steps, rng))
+    def train(self, local_state: None, broadcast: Broadcast, context: DeviceContext) -> tuple[None, Update]:
+        steps, group = broadcast["steps"], broadcast.get("group", {})
+        net = self.net.borrow(key_of(steps), {**broadcast["weights"], **group}, lambda: self._net(context.device.tier))
+        meter.note("evaluations", odenet.evaluations(net))
+        rng = context.rng("random steps") if self.random_steps else None
+        trained = self.fit.train(net, context, objective=at_depths(self.fit.base, self._set, steps, rng))
         weights, group = self._split(net)
-        up: Up = {"weights": weights, "steps": steps, "samples": trained.samples}
-        return None, {**up, "group": group} if group else up
+        update: Update = {"weights": weights, "steps": steps, "samples": trained.samples}
+        return None, {**update, "group": group} if group else update
 
-    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
+    def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
         group = self._group(state, device.tier)
         return {
             "weights": spec_of(state["weights"]),
             **({"group": spec_of(group)} if group else {}),
             "steps": Exactly(value=self._steps(device.tier)),
-            "samples": Number(kind=int, low=1, high=MOST_SAMPLES),
+            "samples": SAMPLES,
         }
 
-    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+    def aggregate(self, state: State, replies: Iterable[Reply[Update]], context: ServerContext) -> State:
         mean, of_steps = WeightedMean(), dict[str, WeightedMean]()
         for reply in replies:
-            n = float(reply.up["samples"])
-            mean.add(reply.up["weights"], n)
-            if "group" in reply.up:
-                of_steps.setdefault(key_of(reply.up["steps"]), WeightedMean()).add(reply.up["group"], n)
+            n = float(reply.update["samples"])
+            mean.add(reply.update["weights"], n)
+            if "group" in reply.update:
+                of_steps.setdefault(key_of(reply.update["steps"]), WeightedMean()).add(reply.update["group"], n)
         if not mean:
             return state
         return {
@@ -159,7 +164,7 @@ class FedODE:
             "groups": {**state["groups"], **{key: found.result() for key, found in of_steps.items()}},
         }
 
-    def model(self, state: State, own: None, device: Device) -> nn.Module:
+    def model(self, state: State, local_state: None, device: Device) -> nn.Module:
         net = self._net(device.tier)
         load(net, {**state["weights"], **self._group(state, device.tier)})
         return net
@@ -173,16 +178,16 @@ class FedODE:
 
     def _net(self, tier: str) -> nn.Module:
         """A fresh net of the tier at its depth. Raises ModelError for a net or steps that do not fit."""
-        net = self.net(tier, ode.add_time_channel if self.time_channel else None)
+        net = self.net(tier, odenet.add_time_channel if self.time_channel else None)
         self._set(net, self._steps(tier), f"method.steps.{tier}")
         return net
 
     def _set(self, net: nn.Module, steps: Steps, key: str = "steps") -> None:
-        ode.set_depth(net, steps, method=self.solver, step=self.step, checkpoint=self.checkpoint, key=key)
+        odenet.set_depth(net, steps, method=self.solver, step=self.step, checkpoint=self.checkpoint, key=key)
 
     def _split(self, net: nn.Module) -> tuple[Weights, Weights]:
         """(what all devices share, what those of equal steps share); nothing stands in both."""
-        names = ode.group_names(net) if self.norm_groups == "per_steps" else frozenset()
+        names = odenet.group_names(net) if self.norm_groups == "per_steps" else frozenset()
         found = weights_of(net)
         return {k: v for k, v in found.items() if k not in names}, {k: v for k, v in found.items() if k in names}
 
@@ -192,5 +197,26 @@ class FedODE:
         if not groups or key in groups:
             return groups.get(key, {})
         net, near = self._net(tier), groups[nearest(key, list(groups))]
-        lengths = ode.step_names(net)
+        lengths = odenet.step_names(net)
         return {name: fresh if name in lengths else near[name] for name, fresh in self._split(net)[1].items()}
+
+
+def key_of(steps: Steps) -> str:
+    """The name of a step count in a tree: ``4``, also for a list of nothing but 4, or ``2-4-8``."""
+    counts = [steps] if isinstance(steps, int) else steps
+    return "-".join(map(str, counts[:1] if len(set(counts)) == 1 else counts))
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The key whose counts are nearest to those of ``key``, in ratio; of equally near ones the smallest."""
+    counts = {one: [int(part) for part in one.split("-")] for one in [key, *known]}
+    size = max(map(len, counts.values()))
+    logs = {one: [math.log(count) for count in found * (size // len(found))] for one, found in counts.items()}
+
+    def distance(one: str) -> float:  # rounded, or else log 2 and log 4 - log 2 might differ
+        return round(sum(abs(a - b) for a, b in zip(logs[one], logs[key], strict=True)), 9)
+
+    return min(known, key=lambda one: (distance(one), logs[one]))
+
+
+METHODS = {"fedode": FedODE}

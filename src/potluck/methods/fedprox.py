@@ -31,8 +31,8 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from potluck.core.types import Task
-from potluck.methods.average import Averaging, State, Up
+from potluck.core.contexts import DeviceContext
+from potluck.methods.averaging import Averaging, State, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,16 @@ class FedProx(Averaging):
 
     mu: Annotated[float, Ge(0), Le(10)] = 0.01
 
-    def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
-        net = self.net.loaded(task.device.tier, down["weights"])
+    def train(self, local_state: None, broadcast: State, context: DeviceContext) -> tuple[None, Update]:
+        net = self.net.with_weights(context.device.tier, broadcast["weights"])
         anchor = [w.detach().clone() for w in net.parameters()]
 
         def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             distance = torch.stack([(w - a).square().sum() for w, a in zip(net.parameters(), anchor, strict=True)])
             return self.fit.base(net, x, y) + self.mu / 2 * distance.sum()
 
-        trained = self.fit.train(net, task, objective=objective if self.mu > 0 else None)
-        return None, self.answer(net, down["weights"], trained)
+        trained = self.fit.train(net, context, objective=objective if self.mu > 0 else None)
+        return None, self.answer(net, broadcast["weights"], trained)
+
+
+METHODS = {"fedprox": FedProx}

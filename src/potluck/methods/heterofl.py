@@ -35,21 +35,23 @@ import torch
 from annotated_types import Predicate
 from torch import Tensor, nn
 
-from potluck.core import meter, tree
-from potluck.core.spec import Array, Integers, Number, Spec, spec_of
-from potluck.core.types import Desk, Device, Ladder, Reply, Setup, Task
+from potluck.core import meter
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.core.mean import CoordinateMean, IndexMap, WeightedMean
+from potluck.core.options import Ladder, Setup
+from potluck.core.spec import SAMPLES, Array, Integers, Spec, spec_of
+from potluck.core.types import Device
+from potluck.methods.checks import require_effect, require_no_sparse
 from potluck.methods.protocol import Traits
-from potluck.methods.refuse import demand_effect, demand_no_topk
-from potluck.models.coordinate_mean import CoordinateMean
-from potluck.models.fit import Fit
-from potluck.models.flops import forward_flops
-from potluck.models.labels import classifier_tensors, masked, present
-from potluck.models.nets import Nets, load, weights_of
-from potluck.models.norms import from_moments, moments, statistics_of, without_running_statistics
-from potluck.models.slim import IndexMap, narrow, slice_weights
+from potluck.nets.batch_statistics import from_moments, moments, statistics_of, without_running_statistics
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
+from potluck.nets.width import narrow, slice_weights
+from potluck.training.fit import Fit
+from potluck.training.flops import forward_flops
+from potluck.training.labels import classifier_tensors, masked, present
 
 Weights = dict[str, Tensor]
-MOST_SAMPLES = 2**40
 
 
 def _is_width(value: float) -> bool:
@@ -65,7 +67,7 @@ class State(TypedDict):
     statistics: NotRequired[dict[str, Weights]]
 
 
-class Up(TypedDict):
+class Update(TypedDict):
     """On the way up: the slice after training, the samples, and with ``mask`` the classes at hand; or statistics."""
 
     weights: NotRequired[Weights]
@@ -78,7 +80,7 @@ class Up(TypedDict):
 class HeteroFL:
     """width slices of one net, averaged entry by entry"""
 
-    net: Nets
+    net: TierNets
     fit: Fit
     width: Annotated[Mapping[str, Annotated[float, Predicate(_is_width)]] | None, Ladder((0.25, 0.5, 1.0))] = None
     scaler: bool = True
@@ -88,9 +90,9 @@ class HeteroFL:
     traits: ClassVar[Traits] = Traits()
 
     def check(self, setup: Setup) -> Sequence[str]:
-        demand_no_topk(setup, "heterofl", "it sends weights, and slices of unequal shape")
+        require_no_sparse(setup, "heterofl", "it sends weights, and slices of unequal shape")
         if all(self._rate(tier) == 1 for tier in setup.tiers):
-            demand_effect(setup.given, {"scaler": "width 1 everywhere"})
+            require_effect(setup.given, {"scaler": "width 1 everywhere"})
         for tier in setup.tiers:
             self._net(tier)  # raises ModelError where a slice would cut a group or join channels
         if self._statistics(setup.tiers[0]):
@@ -126,59 +128,59 @@ class HeteroFL:
         every = self.fit.schedule_rounds
         return every > 1 and round % every == 0 and bool(self._statistics(tier))
 
-    def start(self, desk: Desk) -> State:
-        return {"weights": weights_of(self._full(desk.devices[0].tier))}
+    def initial_state(self, context: ServerContext) -> State:
+        return {"weights": weights_of(self._full(context.devices[0].tier))}
 
-    def cast(self, state: State, device: Device, desk: Desk) -> State:
+    def broadcast(self, state: State, device: Device, context: ServerContext) -> State:
         def compute() -> State:
             return {"weights": slice_weights(state["weights"], self._index(device.tier))}
 
-        made: State = desk.once(f"heterofl down {self._rate(device.tier)}", compute)
+        made: State = context.once(f"heterofl down {self._rate(device.tier)}", compute)
         return made
 
-    def train(self, own: None, down: State, task: Task) -> tuple[None, Up]:
-        tier, labels = task.device.tier, present(task.data)
-        net = self.net.lent(("heterofl", tier), down["weights"], lambda: self._net(tier))
-        if self._passes(task.round, tier):
-            batches = (x for x, _, _ in self.fit.batches(task.data, task.rng("statistics"), 1))
-            meter.add_flops(forward_flops(net, self.net.shape) * len(task.data))
-            return None, {"statistics": statistics_of(net, batches), "samples": len(task.data)}
+    def train(self, local_state: None, broadcast: State, context: DeviceContext) -> tuple[None, Update]:
+        tier, labels = context.device.tier, present(context.data)
+        net = self.net.borrow(("heterofl", tier), broadcast["weights"], lambda: self._net(tier))
+        if self._passes(context.round, tier):
+            batches = (x for x, _, _ in self.fit.batches(context.data, context.rng("statistics"), 1))
+            meter.add_flops(forward_flops(net, self.net.shape) * len(context.data))
+            return None, {"statistics": statistics_of(net, batches), "samples": len(context.data)}
         objective = masked(self.fit.loss, labels, self.net.classes) if self.mask else None
-        trained = self.fit.train(net, task, objective=objective)
-        up: Up = {"weights": weights_of(net), "samples": trained.samples}
-        return None, {**up, "labels": labels} if self.mask else up
+        trained = self.fit.train(net, context, objective=objective)
+        update: Update = {"weights": weights_of(net), "samples": trained.samples}
+        return None, {**update, "labels": labels} if self.mask else update
 
-    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
-        samples, most = Number(kind=int, low=1, high=MOST_SAMPLES), self.net.classes
-        if self._passes(desk.round, device.tier):
+    def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
+        samples, most = SAMPLES, self.net.classes
+        if self._passes(context.round, device.tier):
             shapes = self._statistics(device.tier)
             wanted = {name: Array(dtype=torch.float32, shape=shape) for name, shape in shapes.items()}
             return {"statistics": wanted, "samples": samples}
         labels = {"labels": Integers(low=0, high=most - 1, most=most)} if self.mask else {}
-        return {**spec_of(self.cast(state, device, desk)), "samples": samples, **labels}
+        return {**spec_of(self.broadcast(state, device, context)), "samples": samples, **labels}
 
-    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
-        if self._passes(desk.round, desk.devices[0].tier):
+    def aggregate(self, state: State, replies: Iterable[Reply[Update]], context: ServerContext) -> State:
+        if self._passes(context.round, context.devices[0].tier):
             return self._pooled(state, replies)
         mean, answered = CoordinateMean(state["weights"]), False
-        names = classifier_tensors(self._full(desk.devices[0].tier), self.net.classes) if self.mask else ()
+        names = classifier_tensors(self._full(context.devices[0].tier), self.net.classes) if self.mask else ()
         for reply in replies:
             answered = True
-            rows = {name: torch.tensor(reply.up["labels"], dtype=torch.int64) for name in names}
-            weight = float(reply.up["samples"]) if self.weighting == "samples" else 1.0
-            mean.add(reply.up["weights"], weight, self._index(reply.device.tier), rows)
+            rows = {name: torch.tensor(reply.update["labels"], dtype=torch.int64) for name in names}
+            weight = float(reply.update["samples"]) if self.weighting == "samples" else 1.0
+            mean.add(reply.update["weights"], weight, self._index(reply.device.tier), rows)
         return {"weights": mean.result()} if answered else state
 
-    def _pooled(self, state: State, replies: Iterable[Reply[Up]]) -> State:
+    def _pooled(self, state: State, replies: Iterable[Reply[Update]]) -> State:
         """The statistics of each width, over the samples of its devices."""
-        means: dict[str, tree.WeightedMean] = {}
+        means: dict[str, WeightedMean] = {}
         for reply in replies:
-            mean = means.setdefault(f"{self._rate(reply.device.tier):g}", tree.WeightedMean())
-            mean.add(moments(reply.up["statistics"]), float(reply.up["samples"]))
+            mean = means.setdefault(f"{self._rate(reply.device.tier):g}", WeightedMean())
+            mean.add(moments(reply.update["statistics"]), float(reply.update["samples"]))
         found = {rate: from_moments(mean.result()) for rate, mean in means.items()}
         return {"weights": state["weights"], "statistics": found} if found else state
 
-    def model(self, state: State, own: None, device: Device) -> nn.Module:
+    def model(self, state: State, local_state: None, device: Device) -> nn.Module:
         weights = slice_weights(state["weights"], self._index(device.tier))
         found = state.get("statistics", {}).get(f"{self._rate(device.tier):g}")
         net = self._net(device.tier) if found is None else self._tracked(device.tier)
@@ -187,3 +189,6 @@ class HeteroFL:
 
     def variant(self, device: Device) -> Hashable:
         return self._rate(device.tier)
+
+
+METHODS = {"heterofl": HeteroFL}

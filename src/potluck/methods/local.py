@@ -14,14 +14,17 @@ from typing import Annotated, ClassVar, TypedDict
 
 from torch import Tensor, nn
 
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.core.options import NetChoice, Setup
 from potluck.core.spec import Spec
-from potluck.core.types import Desk, Device, NetChoice, Reply, Setup, Task
+from potluck.core.types import Device
 from potluck.methods.protocol import Traits
-from potluck.models.fit import Fit
-from potluck.models.nets import Nets, load, weights_of
+from potluck.nets.tier_nets import TierNets
+from potluck.nets.weights import load, weights_of
+from potluck.training.fit import Fit
 
 
-class Own(TypedDict):
+class LocalState(TypedDict):
     """What stays on the device."""
 
     weights: dict[str, Tensor]
@@ -35,7 +38,7 @@ class Nothing(TypedDict):
 class Local:
     """every device alone, nothing is shared"""
 
-    net: Nets
+    net: TierNets
     fit: Fit
     models: Annotated[Mapping[str, str] | None, NetChoice()] = None
 
@@ -44,29 +47,34 @@ class Local:
     def check(self, setup: Setup) -> Sequence[str]:
         return ()
 
-    def start(self, desk: Desk) -> Nothing:
+    def initial_state(self, context: ServerContext) -> Nothing:
         return {}
 
-    def cast(self, state: Nothing, device: Device, desk: Desk) -> Nothing:
+    def broadcast(self, state: Nothing, device: Device, context: ServerContext) -> Nothing:
         return {}
 
-    def train(self, own: Own | None, down: Nothing, task: Task) -> tuple[Own, Nothing]:
-        tier = task.device.tier
-        net = self.net(tier) if own is None else self.net.loaded(tier, own["weights"])
-        self.fit.train(net, task)
+    def train(
+        self, local_state: LocalState | None, broadcast: Nothing, context: DeviceContext
+    ) -> tuple[LocalState, Nothing]:
+        tier = context.device.tier
+        net = self.net(tier) if local_state is None else self.net.with_weights(tier, local_state["weights"])
+        self.fit.train(net, context)
         return {"weights": weights_of(net)}, {}
 
-    def expect(self, state: Nothing, device: Device, desk: Desk) -> Spec:
+    def update_spec(self, state: Nothing, device: Device, context: ServerContext) -> Spec:
         return {}
 
-    def merge(self, state: Nothing, replies: Iterable[Reply[Nothing]], desk: Desk) -> Nothing:
+    def aggregate(self, state: Nothing, replies: Iterable[Reply[Nothing]], context: ServerContext) -> Nothing:
         return state
 
-    def model(self, state: Nothing | None, own: Own | None, device: Device) -> nn.Module:
+    def model(self, state: Nothing | None, local_state: LocalState | None, device: Device) -> nn.Module:
         net = self.net(device.tier)
-        if own is not None:
-            load(net, own["weights"])
+        if local_state is not None:
+            load(net, local_state["weights"])
         return net
 
     def variant(self, device: Device) -> Hashable:
         return device.id
+
+
+METHODS = {"local": Local}

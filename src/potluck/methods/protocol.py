@@ -4,8 +4,8 @@ A method sees trees of tensors, never bytes, sockets, files or clocks. State goe
 ``self``; what is not in a tree is not in the checkpoint. Its fields are the options of ``[method]``, checked by their
 annotations; the two fields ``net`` and ``fit`` are filled when the run is built.
 
-    Star   a server and its devices     start, then each round: cast -> train -> merge;     model
-    Mesh   peers without a server       start, then each round: post -> absorb;             model
+    ServerMethod   a server and devices     initial_state, then each round: broadcast -> train -> aggregate;    model
+    PeerMethod     no server                initial_state, then each round: publish -> receive;                 model
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import nn
 
+from potluck.core.contexts import DeviceContext, Reply, ServerContext
+from potluck.core.options import Setup
 from potluck.core.spec import Spec
-from potluck.core.types import Desk, Device, Reply, Setup, Task
-from potluck.models.fit import Fit
-from potluck.models.nets import Nets
+from potluck.core.types import Device
+from potluck.nets.tier_nets import TierNets
+from potluck.training.fit import Fit
 
 State = TypeVar("State")
-Own = TypeVar("Own")
-Down_co = TypeVar("Down_co", covariant=True)
-Up = TypeVar("Up")
-
-
-@dataclass(frozen=True, slots=True)
-class IfServerData:
-    """A profile's value where the server holds samples of its own (two or more), and where it does not."""
-
-    yes: Any
-    no: Any
+LocalState = TypeVar("LocalState")
+Broadcast_co = TypeVar("Broadcast_co", covariant=True)
+Update = TypeVar("Update")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,26 +34,26 @@ class Traits:
     """Facts about a method that others must know before it runs."""
 
     personal: bool = False
-    """``model`` reads ``own`` and nothing of the state: such a model is evaluated on its device."""
+    """``model`` reads the local state and nothing of the server's: such a model is evaluated on its device."""
     peers: bool = False
-    """A Mesh: peers without a server."""
+    """A PeerMethod."""
     relayed: bool = False
-    """A Mesh behind a relay, seen as a Star: a device settles what the relay holds for it before it is evaluated."""
+    """A PeerMethod behind a relay: a device receives what the relay still holds for it before it is evaluated."""
     kind: str = "any"
     """The kind of net it trains: any, ode or deq."""
     preset: str = ""
-    """The net it takes in a comparison when ``[model]`` names another kind."""
+    """The net it takes where ``[model]`` names none, and in a comparison where it names one of another kind."""
     profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """profile -> option -> value, or ``IfServerData``. ``"train"`` and ``"model"`` hold values of those sections."""
 
 
-class Star(Protocol[State, Own, Down_co, Up]):
+class ServerMethod(Protocol[State, LocalState, Broadcast_co, Update]):
     """A method with a server. All four type variables are trees (TypedDicts, so that a file shows what is sent)."""
 
     traits: ClassVar[Traits]
 
     @property
-    def net(self) -> Nets:
+    def net(self) -> TierNets:
         """The net of a tier."""
 
     @property
@@ -69,35 +63,37 @@ class Star(Protocol[State, Own, Down_co, Up]):
     def check(self, setup: Setup) -> Sequence[str]:
         """Warnings about a legal but doubtful experiment; raises ConfigError for one that cannot work."""
 
-    def start(self, desk: Desk) -> State:
+    def initial_state(self, context: ServerContext) -> State:
         """The server's first state."""
 
-    def cast(self, state: State, device: Device, desk: Desk) -> Down_co:
+    def broadcast(self, state: State, device: Device, context: ServerContext) -> Broadcast_co:
         """What the server sends to one device."""
 
-    def train(self, own: Own | None, down: Any, task: Task) -> tuple[Own | None, Up]:
-        """On the device: (own state to keep, what is sent back). Inputs are not mutated."""
+    def train(
+        self, local_state: LocalState | None, broadcast: Any, context: DeviceContext
+    ) -> tuple[LocalState | None, Update]:
+        """On the device: (local state to keep, what is sent back). Inputs are not mutated."""
 
-    def expect(self, state: State, device: Device, desk: Desk) -> Spec:
-        """What a reply of this device must look like: checked before its tensors are made."""
+    def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
+        """What an update of this device must look like: checked before its tensors are made."""
 
-    def merge(self, state: State, replies: Iterable[Reply[Up]], desk: Desk) -> State:
+    def aggregate(self, state: State, replies: Iterable[Reply[Update]], context: ServerContext) -> State:
         """The next state; folds the replies one by one, in device order. No replies: the same state."""
 
-    def model(self, state: State | None, own: Own | None, device: Device) -> nn.Module:
-        """What this device would deploy. A personal method gets no state; ``own`` is None before the first round."""
+    def model(self, state: State | None, local_state: LocalState | None, device: Device) -> nn.Module:
+        """What this device would deploy. A personal method gets no state; its local state is None before round 1."""
 
     def variant(self, device: Device) -> Hashable:
-        """Devices with equal variants deploy equal models, given equal own states."""
+        """Devices with equal variants deploy equal models, given equal local states."""
 
 
-class Mesh(Protocol[Own, Up]):
+class PeerMethod(Protocol[LocalState, Update]):
     """A method among peers."""
 
     traits: ClassVar[Traits]
 
     @property
-    def net(self) -> Nets:
+    def net(self) -> TierNets:
         """The net of a tier."""
 
     @property
@@ -107,29 +103,32 @@ class Mesh(Protocol[Own, Up]):
     def check(self, setup: Setup) -> Sequence[str]:
         """Warnings about a legal but doubtful experiment; raises ConfigError for one that cannot work."""
 
-    def start(self, task: Task) -> Own:
-        """A peer's first own state."""
+    def initial_state(self, context: DeviceContext) -> LocalState:
+        """A peer's first local state."""
 
-    def post(self, own: Own, task: Task) -> tuple[Own, Up]:
-        """Works alone, then says something to the others: (own state, post)."""
+    def publish(self, local_state: LocalState, context: DeviceContext) -> tuple[LocalState, Update]:
+        """Works alone, then says something to the others: (local state, what it says)."""
 
-    def expect(self, own: Own, task: Task) -> Spec:
-        """What a post of another peer must look like: of the task, and of what is equal in all own states."""
+    def update_spec(self, local_state: LocalState, context: DeviceContext) -> Spec:
+        """What another peer says must look like this: of the context, and of what is equal in all local states."""
 
-    def absorb(self, own: Own, inbox: Mapping[int, Up], task: Task) -> Own:
-        """Learns from the posts that arrived, by peer id."""
+    def receive(self, local_state: LocalState, inbox: Mapping[int, Update], context: DeviceContext) -> LocalState:
+        """Learns from the updates that arrived, by peer id."""
 
-    def pool(self, posts: Iterable[Up]) -> Mapping[str, Any] | None:
-        """What says as much as all these posts (one at least), for a relay; None where the posts are needed."""
+    def combine(self, updates: Iterable[Update]) -> Mapping[str, Any] | None:
+        """What says as much as all these updates (one at least), for a relay; None where the updates are needed."""
 
-    def absorb_pool(self, own: Own, pool: Mapping[str, Any], mine: Up, task: Task) -> Own:
-        """Learns from a pool that holds one's own post, bitwise as from the others' posts."""
+    def receive_combined(
+        self, local_state: LocalState, combined: Mapping[str, Any], mine: Update, context: DeviceContext
+    ) -> LocalState:
+        """Learns from a combination that holds one's own update, bitwise as from the others' updates."""
 
-    def model(self, own: Own | None, device: Device) -> nn.Module:
-        """What this peer would deploy; ``own`` is None before its first round."""
+    def model(self, local_state: LocalState | None, device: Device) -> nn.Module:
+        """What this peer would deploy; the local state is None before its first round."""
 
 
-def deployed(method: Any, state: Mapping[str, Any] | None, own: Any, device: Device) -> nn.Module:
-    """What a device would deploy, of a Star or a Mesh."""
-    net: nn.Module = method.model(own, device) if method.traits.peers else method.model(state, own, device)
+def deployed(method: Any, state: Mapping[str, Any] | None, local_state: Any, device: Device) -> nn.Module:
+    """What a device would deploy, of either kind of method."""
+    peers = method.traits.peers
+    net: nn.Module = method.model(local_state, device) if peers else method.model(state, local_state, device)
     return net

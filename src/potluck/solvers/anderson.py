@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potluck.solvers.options import demand, demand_integer
+from potluck.solvers.options import demand, require_integer
 
 WARM_UP = 2
 LEAST_CHANGE = 1e-6
@@ -54,7 +54,7 @@ class Anderson:
     growth: float = 2.0
 
     def __post_init__(self) -> None:
-        demand_integer("history", self.history, 1, 50)
+        require_integer("history", self.history, 1, 50)
         demand(0 <= self.ridge < float("inf"), "ridge", self.ridge, "a number >= 0 (relative; 1e-6 is a good start)")
         demand(0 < self.damping <= 1, "damping", self.damping, "0 < damping <= 1")
         demand(self.growth > 1, "growth", self.growth, "a number > 1 (2 is a good start)")

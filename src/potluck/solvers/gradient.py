@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from potluck.solvers.fixed_point import FixedPoint, Solver
-from potluck.solvers.options import MOST_STEPS, demand, demand_integer
+from potluck.solvers.options import MOST_STEPS, demand, require_integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Phantom:
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        demand_integer("steps", self.steps, 1)
+        require_integer("steps", self.steps, 1)
         demand(0 < self.damping <= 1, "damping", self.damping, "0 < damping <= 1")
 
 
@@ -62,7 +62,7 @@ class IFT:
     solver: Solver = field(default_factory=FixedPoint)
 
     def __post_init__(self) -> None:
-        demand_integer("steps", self.steps, 0, MOST_STEPS)
+        require_integer("steps", self.steps, 0, MOST_STEPS)
         demand(self.tol is None or 0 < self.tol < 1, "tol", self.tol, "0 < tol < 1, or None for exactly `steps`")
 
 

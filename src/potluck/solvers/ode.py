@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from potluck.solvers.options import demand, demand_integer, demand_one_of
+from potluck.solvers.options import demand, require_integer, require_one_of
 
 Number = float | Tensor
 """A float, or a tensor of no axes."""
@@ -34,8 +34,8 @@ def odeint(f: Field, z0: Tensor, *, steps: int, method: str, h: Number, checkpoi
     starts at t = j·h, or at the sum of the lengths before it. ``checkpoint`` keeps one state a step and evaluates f
     again in the backward pass: same value, same gradient, less memory. Bad options raise ValueError.
     """
-    demand_integer("steps", steps, 1)
-    demand_one_of("method", method, METHODS)
+    require_integer("steps", steps, 1)
+    require_one_of("method", method, METHODS)
     step = METHODS[method]
     save = checkpoint and torch.is_grad_enabled()
     z = z0

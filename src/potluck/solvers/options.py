@@ -14,7 +14,7 @@ def demand(fits: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} = {value!r}: expected {expected}.")
 
 
-def demand_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+def require_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     """Raises ValueError unless ``value`` is an integer from ``low`` to ``high`` (None: no upper end)."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     fits = is_integer and low <= value and (high is None or value <= high)  # type: ignore[operator]  # an int here
@@ -22,7 +22,7 @@ def demand_integer(name: str, value: object, low: int, high: int | None = None) 
     demand(fits, name, value, expected)
 
 
-def demand_one_of(name: str, value: object, choices: Iterable[str]) -> None:
+def require_one_of(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``; offers the nearest of them."""
     known = list(choices)
     if value not in known:

@@ -24,7 +24,7 @@ from torch import Tensor
 from potluck.core.errors import SolveError
 from potluck.solvers.fixed_point import FixedPoint, Solver
 from potluck.solvers.gradient import IFT, Gradient, Unroll, implicit, tail_of
-from potluck.solvers.options import demand, demand_integer, demand_one_of
+from potluck.solvers.options import demand, require_integer, require_one_of
 
 Map = Callable[[Tensor], Tensor]
 """z → f(z), of equal shape, sample by sample; the injection and the weights are closed over."""
@@ -95,9 +95,9 @@ def solve(
     are made; under ``stop="never"`` the tolerance is only reported. A stopped sample is held, not dropped: ``f`` closes
     over the whole batch. Nothing is raised for a failed solve unless ``.ok()`` is called. Bad options raise ValueError.
     """
-    demand_integer("steps", steps, 1)
+    require_integer("steps", steps, 1)
     demand(tol is None or 0 < tol < 1, "tol", tol, "0 < tol < 1, or None for exactly `steps` evaluations")
-    demand_one_of("stop", stop, ("per_sample", "never"))
+    require_one_of("stop", stop, ("per_sample", "never"))
     length, damping = tail_of(gradient, solver, steps)
     with torch.no_grad():
         stop_tol = tol if stop == "per_sample" else None

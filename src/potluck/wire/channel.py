@@ -17,22 +17,16 @@ from potluck.core.errors import ConfigError, WireError
 from potluck.core.spec import Array, Exactly, Integers, OneOf, Spec
 from potluck.core.tree import Tree
 from potluck.wire import check, frame
-from potluck.wire.codec import MARK, Cast, Codec, marked
+from potluck.wire.codec import MARK, Codec, marked
+from potluck.wire.codecs import CODECS
 from potluck.wire.frame import Buffer, Header
-from potluck.wire.quantise import Int8
-from potluck.wire.sparsify import TopK, make_topk
 
 HEADER_ALLOWANCE = 64 * 2**10
 """Bytes that a header may take beyond what its names need (see Channel.limit)."""
 
+ZSTD = "zstd"
 ZSTD_SHARE = 4096
 """What cannot be compressed grows by 3 bytes in 128 KB; this is far above it."""
-
-CODECS: dict[str, Codec] = {
-    "float16": Cast("float16", torch.float16),
-    "bfloat16": Cast("bfloat16", torch.bfloat16),
-    "int8": Int8(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class Channel:
     @property
     def names(self) -> list[str]:
         """The chain as it stands in a frame's facts."""
-        return [codec.name for codec in self.lossy] + (["zstd"] if self.zstd_level is not None else [])
+        return [codec.name for codec in self.lossy] + ([ZSTD] if self.zstd_level is not None else [])
 
     def compress(
         self, tree: Tree, memory: Tree | None, rng: torch.Generator, round: int = 0
@@ -53,7 +47,7 @@ class Channel:
         """(the tree that is sent, new memory). The memory holds ``round``, and a node per codec that remembers."""
         kept: dict[str, Any] = {}
         if self.lossy:
-            _demand_names(tree)
+            _require_names(tree)
         for codec in self.lossy:
             held = _aged(codec, memory or {}, round)
             found: dict[str, Any] = {}
@@ -95,22 +89,22 @@ class Channel:
         forms than the spec has, and a finite scale may give infinite values.
         """
         header = frame.read_header(data, most_bytes=limit)
-        check.demand_facts(header.facts, {**facts, "codec": self.names})
+        check.require_facts(header.facts, {**facts, "codec": self.names})
         if self.zstd_level is not None:
             data = self._expand(data, header, limit)
             header = frame.read_header(data, most_bytes=limit)
-            check.demand_facts(header.facts, {**facts, "codec": self.names})
+            check.require_facts(header.facts, {**facts, "codec": self.names})
         expected: dict[str, Any] = {}
         if spec is not None:
-            expected = check.demand_spec({**header.scalars, **header.entries}, self.respec(spec))
+            expected = check.require_spec({**header.scalars, **header.entries}, self.respec(spec))
         tree = frame.tensors_of(data, header)
         if self.lossy:
             for codec in reversed(self.lossy):
                 tree = _undo(tree, codec)
             if spec is not None:
-                expected = check.demand_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
-        check.demand_finite(tree, expected)
-        check.demand_values(tree, expected)
+                expected = check.require_spec(dict(trees.leaves(tree)), dict(trees.leaves(spec)))
+        check.require_finite(tree, expected)
+        check.require_values(tree, expected)
         return tree, header
 
     def _expand(self, data: Buffer, header: Header, limit: int) -> bytearray:
@@ -142,7 +136,7 @@ class Channel:
         return most + most // ZSTD_SHARE + HEADER_ALLOWANCE
 
 
-def _demand_names(tree: Tree) -> None:
+def _require_names(tree: Tree) -> None:
     for path, _ in trees.leaves(tree):
         if path.startswith(MARK) or f"/{MARK}" in path:
             raise WireError(f"names that begin with {MARK} are the codecs'", tensor=path)
@@ -186,7 +180,7 @@ def _aged(codec: Codec, memory: Tree, round: int) -> dict[str, Tensor]:
     """What the codec remembers, by path, weaker by its decay for each round in between that the device missed."""
     held = trees.tensors(memory.get(codec.name, {}))
     missed = max(0, round - 1 - int(memory.get("round", round)))
-    if not isinstance(codec, TopK) or codec.decay == 1 or not missed:
+    if codec.decay == 1 or not missed:
         return held
     return {path: value * codec.decay**missed for path, value in held.items()}
 
@@ -225,34 +219,56 @@ def _decoded(codec: Codec, key: str, node: Mapping[str, Any]) -> Tensor:
 
 def codec_names(chain: Sequence[Any]) -> list[str]:
     """The names in a chain such as ``["int8", "zstd"]`` or ``[{ topk = 0.01 }]``."""
-    return ["topk" if isinstance(item, Mapping) and "topk" in item else str(item) for item in chain]
+    return [_name(item) for item in chain]
+
+
+def _name(item: Any) -> str:
+    """The name of a codec; of one with settings, the first key that is a codec's."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    known = [key for key in item if key in list(CODECS) or ":" in key]
+    return str(next(iter([*known, *item]), ""))
+
+
+def sparse_codecs(*channels: Channel) -> list[str]:
+    """Those that drop most entries."""
+    return [codec.name for channel in channels for codec in channel.lossy if codec.sparse]
 
 
 def make_channel(chain: Sequence[Any], *, direction: str) -> Channel:
     """The channel of a list such as ``["int8", "zstd"]``. Raises ConfigError naming key, value and remedy."""
     key, names = f"wire.{direction}", codec_names(chain)
-    known: dict[str, Codec] = {**CODECS, "topk": TopK()}
-    for item, name in zip(chain, names, strict=True):
-        if name == "topk" and isinstance(item, Mapping):
-            known["topk"] = make_topk(key, item)
-        elif item not in [*known, "zstd"]:
-            raise ConfigError(f"{key} holds {item!r}: expected some of {', '.join([*known, 'zstd'])}")
-    _demand_sense(key, names)
-    lossy = tuple(known[name] for name in names if name != "zstd")
-    return Channel(lossy, 3 if "zstd" in names else None)
+    lossy = [_codec(key, name, item) for name, item in zip(names, chain, strict=True) if name != ZSTD]
+    _require_sense(key, names, lossy)
+    return Channel(tuple(lossy), 3 if ZSTD in names else None)
 
 
-def _demand_sense(key: str, names: list[str]) -> None:
+def _codec(key: str, name: str, item: Any) -> Codec:
+    if name not in list(CODECS) and ":" not in name:
+        raise ConfigError(
+            f"{key} holds {item!r}: expected some of {', '.join([*CODECS, ZSTD])}, or a codec of your own"
+        )
+    try:
+        return CODECS[name](item if isinstance(item, Mapping) else {})
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{key} holds {item!r}: {error}") from None
+
+
+def _require_sense(key: str, names: list[str], lossy: Sequence[Codec]) -> None:
     if len(set(names)) != len(names):
         raise ConfigError(f"{key} = {names}: each codec at most once")
-    if "zstd" in names and names[-1] != "zstd":
+    if ZSTD in names and names[-1] != ZSTD:
         raise ConfigError(f"{key} = {names}: zstd comes last, since it packs the finished bytes")
-    if "topk" in names and key != "wire.up":
-        raise ConfigError(
-            f"{key} = {names}: topk is for the up-link only; the mean of the devices' updates is dense, "
-            "and a sparse down-link would need a memory at the server"
-        )
-    if "topk" in names[1:]:
-        raise ConfigError(f"{key} = {names}: topk comes first, since it picks among the exact values")
-    if len([name for name in names if name in CODECS]) > 1:
-        raise ConfigError(f"{key} = {names}: one of {', '.join(CODECS)} at a time")
+    for place, codec in enumerate(lossy):
+        if codec.sparse and key != "wire.up":
+            raise ConfigError(
+                f"{key} = {names}: {codec.name} is for the up-link only; the mean of the devices' updates is dense, "
+                "and a sparse down-link would need a memory at the server"
+            )
+        if codec.sparse and place:
+            raise ConfigError(f"{key} = {names}: {codec.name} comes first, since it picks among the exact values")
+    numbers = [codec.name for codec in lossy if not codec.sparse]
+    if len(numbers) > 1:
+        raise ConfigError(f"{key} = {names}: one of {', '.join(numbers)} at a time")

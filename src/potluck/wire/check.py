@@ -19,7 +19,7 @@ MOST_NOTES, LONGEST_NOTE = 64, 120
 DIGEST = re.compile(r"([0-9a-f]{64})?")
 
 
-def demand_spec(sent: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+def require_spec(sent: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The spec, a leaf by path, with each OneOf replaced by the form that was sent.
 
     ``sent`` holds scalars, and tensors or their header entries, by path. Raises WireError unless names, dtypes, shapes
@@ -75,7 +75,7 @@ def _fault(leaf: Any, value: Any, free: dict[str, int]) -> str | None:
     return shape_fault(leaf, tuple(value.shape), free)
 
 
-def demand_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> None:
+def require_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> None:
     """Raises WireError naming the first floating tensor that holds NaN or infinity, unless its spec allows it."""
     for path, value in trees.tensors(tree).items():
         leaf = (leaves or {}).get(path)
@@ -84,7 +84,7 @@ def demand_finite(tree: trees.Tree, leaves: Mapping[str, Any] | None = None) -> 
             raise WireError("holds NaN or infinity", tensor=path)
 
 
-def demand_values(tree: trees.Tree, leaves: Mapping[str, Any]) -> None:
+def require_values(tree: trees.Tree, leaves: Mapping[str, Any]) -> None:
     """Raises WireError naming the first tensor whose entries or rows are beyond what its spec says."""
     for path, value in trees.tensors(tree).items():
         leaf = leaves.get(path)
@@ -93,7 +93,7 @@ def demand_values(tree: trees.Tree, leaves: Mapping[str, Any]) -> None:
             raise WireError(fault, tensor=path)
 
 
-def demand_facts(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def require_facts(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises WireError unless the sender's facts (method, config digest, round, device) are these.
 
     What a device says of itself (digests, FLOPs, notes for the record) must be of the right kind where it is there.

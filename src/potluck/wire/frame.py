@@ -85,8 +85,8 @@ def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
     found = sorted(trees.tensors(tree).items(), key=lambda item: (-item[1].element_size(), item[0]))
     scalars = trees.scalars(tree)
     for path, leaf in scalars.items():
-        _demand_path(path)
-        _demand_scalar(path, leaf)
+        _require_path(path)
+        _require_scalar(path, leaf)
     try:
         meta = canonical({**(facts or {}), "format": FORMAT, "scalars": scalars})
     except ValueError:
@@ -95,7 +95,7 @@ def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
     parts: list[Buffer] = []
     at = 0
     for path, value in found:
-        _demand_path(path)
+        _require_path(path)
         if value.dtype not in NAMES:
             raise WireError(f"{value.dtype} cannot be sent: expected one of {', '.join(DTYPES)}", tensor=path)
         size = value.numel() * value.element_size()
@@ -134,11 +134,11 @@ def read_header(frame: Buffer, *, most_bytes: int | None = None) -> Header:
         if not (_flat(fact) or (isinstance(fact, dict) and all(map(_flat, fact.values())))):
             raise WireError(f"fact {name[:80]!r}: expected a scalar, a list of scalars, or scalars by name")
     entries = {name: _entry(name, value) for name, value in head.items()}
-    _demand_gapless(entries, len(data) - 8 - size)
+    _require_gapless(entries, len(data) - 8 - size)
     for path in [*scalars, *entries]:
-        _demand_path(path)
+        _require_path(path)
     for path, value in scalars.items():
-        _demand_scalar(path, value)
+        _require_scalar(path, value)
         if path in entries:
             raise WireError("stands twice, as a tensor and as a scalar", tensor=path[:80])
     return Header(facts=facts, scalars=scalars, entries=entries, payload_at=8 + size)
@@ -220,12 +220,12 @@ CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fa
 COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
-def _demand_path(path: str) -> None:
+def _require_path(path: str) -> None:
     if path == "__metadata__" or any(part in ("", ".", "..") for part in path.split("/")):
         raise WireError("expected names joined by single slashes, without '.' or '..'", tensor=path[:80])
 
 
-def _demand_scalar(path: str, value: Any) -> None:
+def _require_scalar(path: str, value: Any) -> None:
     if value != {} and not _flat(value):
         raise WireError("expected a scalar, or a list of scalars", tensor=path[:80])
     for part in value if isinstance(value, list) else [value]:
@@ -260,7 +260,7 @@ def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
 
 
-def _demand_gapless(entries: Mapping[str, Entry], payload: int) -> None:
+def _require_gapless(entries: Mapping[str, Entry], payload: int) -> None:
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != at:

@@ -1,0 +1,5 @@
+"""``python -m potluck``."""
+
+from potluck.cli.commands import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m potluck.cli``."""
+
+from potluck.cli.commands import main
+
+main()

@@ -1,0 +1,1 @@
+"""Who gets which training samples: the rules as settings (rules.py), and what carries each of them out."""

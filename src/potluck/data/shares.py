@@ -1,0 +1,158 @@
+"""From a data set to shares: the public one, the server's, each device's, and the test data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from potluck.core import seeds
+from potluck.core.errors import DataError
+from potluck.core.types import Shard
+from potluck.data.dataset import Dataset, stratified, without
+from potluck.data.partition.domains import rotated
+from potluck.data.partition.files import with_files
+from potluck.data.partition.partition import partition
+from potluck.data.partition.rules import Domains, Files, PartitionSpec
+from potluck.data.statistics import moments, neutral
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Who has what. No training sample is in two of ``train``, ``public`` and ``held`` (the server's).
+
+    ``test`` is all held-out data; ``tests`` are the devices' own, where the partition ``files`` brings them.
+    """
+
+    train: tuple[Shard, ...]
+    public: Shard | None
+    held: Shard | None
+    test: Shard
+    tests: tuple[Shard, ...] | None
+
+
+def share_out(
+    dataset: Dataset,
+    spec: PartitionSpec,
+    *,
+    devices: int,
+    seed: int,
+    public: float,
+    server_samples: int,
+    normalise: bool,
+    limit: int,
+) -> Shares:
+    """The shares of an experiment; a pure function of its arguments.
+
+    First ``limit`` cuts the training data (0: all), then the ``public`` fraction and ``server_samples`` are set aside,
+    each class (and domain, and file) giving its part, and the rest is partitioned. All shards hold the same tensors.
+    Raises DataError if the data do not suffice, or do not fit.
+    """
+    _check(public, server_samples, limit)
+    arranged, tests = _arranged(dataset, spec, devices, seed, limit)
+    public_rows, server_rows = _set_aside(arranged, spec, seed, public, server_samples)
+    rest = without(len(arranged.x_train), torch.cat([public_rows, server_rows]))
+    parts = partition(arranged, spec, devices, seed, rest)
+    # Views of one tensor: thousands of small ones, each on its own, leave a heap in which every allocation is slower.
+    indices = torch.split(torch.cat(parts), [len(part) for part in parts])
+    mean, deviation = moments(arranged.x_train) if normalise else neutral(arranged.x_train)
+    train = Shard(
+        images=arranged.x_train,
+        labels=arranged.y_train,
+        index=rest,
+        mean=mean,
+        deviation=deviation,
+        classes=arranged.classes,
+        domains=arranged.domain_train,
+    )
+    test = _test(arranged, train)
+    return Shares(
+        train=tuple(replace(train, index=index) for index in indices),
+        public=replace(train, index=public_rows) if len(public_rows) else None,
+        held=replace(train, index=server_rows) if len(server_rows) else None,
+        test=test,
+        tests=None if tests is None else tuple(replace(test, index=rows) for rows in tests),
+    )
+
+
+def _test(dataset: Dataset, train: Shard) -> Shard:
+    """All test data, seen as ``train`` is."""
+    return replace(
+        train,
+        images=dataset.x_test,
+        labels=dataset.y_test,
+        index=torch.arange(len(dataset.x_test), dtype=torch.int64),
+        domains=dataset.domain_test,
+    )
+
+
+def _check(public: float, server_samples: int, limit: int) -> None:
+    if not 0.0 <= public < 1.0:
+        raise DataError(f"public = {public}, expected a share of the training data from 0 to below 1.")
+    if server_samples < 0:
+        raise DataError(f"server_samples = {server_samples}, expected 0 or more.")
+    if limit < 0:
+        raise DataError(f"limit = {limit}, expected 0 (all training samples) or more.")
+
+
+def _arranged(
+    dataset: Dataset, spec: PartitionSpec, devices: int, seed: int, limit: int
+) -> tuple[Dataset, list[Tensor] | None]:
+    """The data set after ``limit``, rotation and files; and the devices' own test positions."""
+    if limit and isinstance(spec, Files):
+        raise DataError(f"limit = {limit} does not go with partition 'files': set limit = 0 and shorten the files.")
+    if limit:
+        dataset = _limited(dataset, limit)
+    if isinstance(spec, Domains) and spec.rotate:
+        return rotated(dataset, spec, seed), None
+    if isinstance(spec, Files):
+        return with_files(dataset, spec, devices)
+    return dataset, None
+
+
+def _limited(dataset: Dataset, limit: int) -> Dataset:
+    """The data set with its first training samples only."""
+    y = dataset.y_train[:limit]
+    if int(y.min()) == int(y.max()):
+        raise DataError(
+            f"limit = {limit} leaves only class {int(y[0])} of {dataset.name!r}, expected two classes at least: raise "
+            "limit, or shuffle the data."
+        )
+    return replace(
+        dataset,
+        x_train=dataset.x_train[:limit].clone(),  # what is shared between processes is the whole storage
+        y_train=y.clone(),
+        domain_train=None if dataset.domain_train is None else dataset.domain_train[:limit].clone(),
+        owner_train=None if dataset.owner_train is None else dataset.owner_train[:limit].clone(),
+    )
+
+
+def _set_aside(
+    dataset: Dataset, spec: PartitionSpec, seed: int, public: float, server_samples: int
+) -> tuple[Tensor, Tensor]:
+    """The positions of the public and of the server's samples."""
+    count = len(dataset.x_train)
+    public_count = max(1, round(public * count)) if public else 0
+    if public_count + server_samples >= count:
+        raise DataError(
+            f"public = {public} and server_samples = {server_samples} take {public_count + server_samples} of {count} "
+            "training samples, so the devices would have none: lower them, or raise limit."
+        )
+    strata = _strata(dataset, spec)
+    public_rows = stratified(strata, public_count, seeds.generator(seed, 0, seeds.SERVER, "public"))
+    rest = without(count, public_rows)
+    picks = stratified(strata[rest], server_samples, seeds.generator(seed, 0, seeds.SERVER, "server samples"))
+    return public_rows, rest[picks]
+
+
+def _strata(dataset: Dataset, spec: PartitionSpec) -> Tensor:
+    """A number for each combination of file, domain and class, (N,)."""
+    zero = torch.zeros_like(dataset.y_train)
+    domain = zero if dataset.domain_train is None else dataset.domain_train
+    owner = dataset.owner_train if isinstance(spec, Files) and dataset.owner_train is not None else zero
+    group = domain + (1 + int(domain.max())) * owner
+    # The choice walks the strata at an even pace. Every other group lists its classes backwards: otherwise the same
+    # classes would be rounded up in all groups.
+    y = dataset.y_train
+    return dataset.classes * group + torch.where(group % 2 == 1, dataset.classes - 1 - y, y)

@@ -1,0 +1,105 @@
+"""Evaluation, a verb of its own: a personal model on its device, any other at the server, once a variant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from potluck.core import tree
+from potluck.core.errors import WireError
+from potluck.core.spec import Array, Spec
+from potluck.core.types import Device
+from potluck.engines.contract import Engine, Request, Response
+from potluck.engines.federation import Checkpoint, Federation
+from potluck.engines.result import RoundResult, ledger_rows
+from potluck.wire import frame
+
+CHUNK = 1000
+"""Test samples per evaluation request: the same on every engine, so that the counts are too."""
+MOST_ROWS = 2**40
+
+
+def evaluate_models(federation: Federation, engine: Engine, result: RoundResult, samples: int) -> None:
+    """Fills ``result.scores`` by device, on ``samples`` test samples (0: all), and the ledger of what crossed links."""
+    start = time.perf_counter()
+    result.scores.clear()
+    personal = federation.method.traits.personal
+    groups: dict[Any, list[Device]] = {}
+    for device in federation.fleet.devices:
+        alike = device.id if personal else (federation.method.variant(device), federation.depths[device.tier])
+        groups.setdefault(alike, []).append(device)
+    requests_of = _device_requests if personal else _server_requests
+    asked = requests_of(federation, result.checkpoint, [group[0] for group in groups.values()], samples)
+    for response in engine.exchange(asked, None):
+        _note(federation, result, response)
+    for group in groups.values():
+        for device in group[1:]:
+            if group[0].id in result.scores:
+                result.scores[device.id] = result.scores[group[0].id]
+    result.parts["evaluate"] = result.parts.get("evaluate", 0.0) + time.perf_counter() - start
+
+
+def _device_requests(
+    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int
+) -> Iterator[Request]:
+    rows = {"start": 0, "stop": MOST_ROWS, "samples": samples}
+    ask, size = federation.messages.write_down(rows, checkpoint.round)
+    for device in devices:
+        ack = checkpoint.acks.get(device.id, 0)
+        if federation.method.traits.relayed:  # what it would deploy after receiving what the relay holds for it
+            down = federation.method.broadcast(checkpoint.state, device, federation.server_context(checkpoint.round))
+            ask, size = federation.messages.write_down({**rows, "down": down}, checkpoint.round)
+        yield Request(device=device, round=checkpoint.round, verb="evaluate", frame=ask, ack=ack, tensor_bytes=size)
+
+
+def _server_requests(
+    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int
+) -> Iterator[Request]:
+    rows = samples or federation.test_samples
+    for start in range(0, rows, CHUNK):
+        ask = {"start": start, "stop": min(start + CHUNK, rows), "samples": samples, "state": checkpoint.state}
+        made = frame.encode(ask)
+        for device in devices:
+            yield Request(device=device, round=checkpoint.round, verb="score", frame=made)
+
+
+def _note(federation: Federation, result: RoundResult, response: Response) -> None:
+    """Adds a response's counts to the scores; one that is wrong is rejected and named in the ledger."""
+    request, device = response.request, response.request.device
+    status, reason, score = response.status, response.reason, None
+    if status == "ok":
+        try:
+            score = _read(federation, response)
+        except WireError as error:
+            status, reason = "rejected", str(error)
+    if request.verb == "evaluate":
+        result.rows += ledger_rows(response, tree.nbytes(score or {}), status, reason)
+    if score is not None:
+        held = result.scores.get(device.id)
+        result.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}
+
+
+def _read(federation: Federation, response: Response) -> dict[str, Any]:
+    if response.request.verb == "score":
+        return frame.decode(response.frame)[0]
+    request, device = response.request, response.request.device
+    score = federation.messages.read_up(response.frame, request.round, device.id, _score_spec(federation))[0]
+    for kind in ("", "domain_"):
+        right, total = score[f"{kind}right"], score[f"{kind}total"]
+        if bool(((total < 0) | (total > MOST_ROWS)).any()) or bool((right < 0).any()):
+            raise WireError("counts of an evaluation below zero or beyond reason", device=device.id)
+        if federation.shares and bool((right > total).any()):
+            raise WireError("more right answers than samples", device=device.id)
+    return score
+
+
+def _score_spec(federation: Federation) -> Spec:
+    return {
+        "right": Array(dtype=torch.float64, shape=(federation.classes,)),
+        "total": Array(dtype=torch.int64, shape=(federation.classes,)),
+        "domain_right": Array(dtype=torch.float64, shape=(federation.domains,)),
+        "domain_total": Array(dtype=torch.int64, shape=(federation.domains,)),
+    }

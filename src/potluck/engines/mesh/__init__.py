@@ -1,0 +1,1 @@
+"""Peers without a server, on zenoh: their links, and the mesh itself."""

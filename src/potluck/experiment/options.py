@@ -1,0 +1,72 @@
+"""The options of a method as a typed table, made from the fields of its class."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from potluck.core.errors import ConfigError, PotluckError
+from potluck.core.options import Ladder, NetChoice
+from potluck.experiment.explain import explain, unknown
+from potluck.methods import METHODS
+
+BUILT = ("net", "fit")
+"""Fields of a method that are filled when the run is built; all others are options."""
+
+
+@cache
+def options_model(method: Any) -> type[BaseModel]:
+    """A pydantic model of the options of a method, given its class."""
+    hints = typing.get_type_hints(method, include_extras=True)
+    fields: dict[str, Any] = {
+        field.name: (hints[field.name], field.default)
+        for field in dataclasses.fields(method)
+        if field.name not in BUILT
+    }
+    config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    made: type[BaseModel] = create_model(f"{method.__name__} options", __config__=config, **fields)
+    return made
+
+
+def default_options(method: Any) -> dict[str, Any]:
+    """The options as they are where nothing is set."""
+    return {key: field.default for key, field in options_model(method).model_fields.items()}
+
+
+def option_marks(method: Any) -> dict[str, Ladder | NetChoice]:
+    """The per-tier options of a method and how they are marked."""
+    found: dict[str, Ladder | NetChoice] = {}
+    for key, field in options_model(method).model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, (Ladder, NetChoice)):
+                found[key] = mark
+    return found
+
+
+def check_options(name: str, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of the method called ``name``, checked. Raises ConfigError: one line a fault."""
+    model = options_model(method)
+    for key in options:
+        if key not in model.model_fields:
+            owners = [other for other in METHODS if _has(other, key)]
+            if owners:
+                raise ConfigError(f"method.{key}: an option of {', '.join(owners)}, not of {name}; remove it")
+            raise ConfigError(unknown(f"method.{key}", [*model.model_fields, "name"]))
+    try:
+        checked = model.model_validate(dict(options))
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, "method")) from None
+    return {key: getattr(checked, key) for key in model.model_fields}
+
+
+def _has(name: str, option: str) -> bool:
+    try:
+        found: Any = METHODS[name]
+        return option in options_model(found).model_fields
+    except PotluckError:  # a plug-in that does not load
+        return False

@@ -1,0 +1,86 @@
+"""Posteriors as whole numbers: their sums are exact, so neither the order of peers nor a relay changes a bit.
+
+| form | what is sent | bytes a value | largest error of a value |
+|---|---|---|---|
+| fixed16 | round(65535 p), uint16 | 2 | 7.7e-6 |
+| fixed8 | round(255 p), uint8 | 1 | 2.0e-3 |
+| float32 | p | 4 | 0 |
+| onehot | argmax p, uint8 (uint16 beyond 256 classes) | 1/C or 2/C | |
+
+Rounded rows need not add up to the scale, so a mean is always a sum over its row's sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potluck.core.spec import Array
+
+Form = Literal["fixed16", "fixed8", "float32", "onehot"]
+SCALE = {"fixed16": 65535, "fixed8": 255, "float32": 1, "onehot": 1}
+MOST_CLASSES = {"fixed16": 65535, "fixed8": 255, "float32": 65535, "onehot": 65535}
+"""With more, the rounded row of a uniform posterior could be all zero."""
+DTYPE = {"fixed16": torch.uint16, "fixed8": torch.uint8, "float32": torch.float32}
+ROW_TOLERANCE = 1e-3
+
+
+def encode(p_SC: Tensor, form: Form) -> Tensor:
+    """What is sent: (S, C), or (S,) of ``onehot``."""
+    if form == "float32":
+        return p_SC.float()
+    if form == "onehot":
+        return p_SC.argmax(dim=1).to(torch.uint8 if p_SC.shape[1] <= 256 else torch.uint16)
+    return (p_SC.double() * SCALE[form]).round().to(torch.int32).to(DTYPE[form])
+
+
+def expected(form: Form, samples: int, classes: int) -> Array:
+    """What a post must look like: shape, values, and rows that add up to one but for the rounding."""
+    if form == "onehot":
+        dtype = torch.uint8 if classes <= 256 else torch.uint16
+        return Array(dtype=dtype, shape=(samples,), low=0, high=classes - 1)
+    rounding = 0.0 if form == "float32" else classes / 2
+    slack = ROW_TOLERANCE * SCALE[form] + rounding
+    return Array(
+        dtype=DTYPE[form], shape=(samples, classes), low=0, row_sums=(SCALE[form] - slack, SCALE[form] + slack)
+    )
+
+
+def total(posts: Iterable[Tensor], form: Form, classes: int) -> Tensor | None:
+    """The sum of posts, (S, C): int64, or float64 of ``float32``, where the order of summands counts. None of none."""
+    found: Tensor | None = None
+    for post in posts:
+        wide = F.one_hot(post.to(torch.int64), classes) if form == "onehot" else post
+        wide = wide.to(torch.float64 if form == "float32" else torch.int64)
+        found = wide if found is None else found + wide
+    return found
+
+
+def mean(total_SC: Tensor) -> Tensor:
+    """The mean posterior, float32, of a sum of posts: its rows add up to one."""
+    wide = total_SC.to(torch.float64)
+    return (wide / wide.sum(dim=1, keepdim=True)).to(torch.float32)
+
+
+POOLED = ("fixed16", "fixed8")
+"""The forms whose sum says as much as the posts do."""
+
+
+def pooled(posts: Iterable[Tensor], form: Form, classes: int) -> dict[str, Tensor | int]:
+    """``{"sum": (S, C), "count": posts}``: uint32, or uint16 of fixed8 among at most 257. uint32 holds 65,537 posts."""
+    found = list(posts)
+    most = len(found) * SCALE[form]
+    summed = total(found, form, classes)
+    assert summed is not None, "a pool is of one post at least"
+    assert most < 2**32, "a pool is of 65,537 posts at most"
+    return {"sum": summed.to(torch.uint16 if most < 2**16 else torch.uint32), "count": len(found)}
+
+
+def without(pool: Mapping[str, Any], mine: Tensor, form: Form, classes: int) -> Tensor | None:
+    """The sum of the others' posts, exactly; None where there are none."""
+    local_state = total([mine], form, classes)
+    return None if pool["count"] < 2 else pool["sum"].to(torch.int64) - local_state

@@ -1,0 +1,1 @@
+"""What a run will cost, and what a device can afford: dry rounds, totals, settings that fit, and the probe."""

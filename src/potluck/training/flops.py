@@ -1,0 +1,62 @@
+"""What a forward pass costs, or a step of training: FLOPs, counted by running the net once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import flop_registry
+
+from potluck.core import meter
+from potluck.training.operations import OperationWatcher
+
+SAMPLES = 2
+"""Two, because a norm without running statistics refuses one sample of one pixel; the count is per sample."""
+
+
+def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of the forward pass of one sample of ``shape`` in eval mode; a multiply-add counts as two.
+
+    Convolutions, matrix products and attention are counted; norms, activations and pools are not. The net itself is
+    untouched: a copy runs, on standard normal samples of a fixed seed.
+    """
+    return _counted(net, shape, train=False)
+
+
+def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
+    """FLOPs of the forward and the backward pass of one sample, counted likewise.
+
+    The backward pass of a net is about two forward ones; that of an equilibrium net is whatever its gradient does.
+    """
+    return _counted(net, shape, train=True)
+
+
+class _Counter(OperationWatcher):  # type: ignore[no-untyped-call, unused-ignore]
+    """Adds up what torch's own formulas say of each operation.
+
+    torch's ``FlopCounterMode`` does the same, by module, which an implicit gradient's inner one does not stand; and it
+    imports torch's compiler, which takes a device longer than its training.
+    """
+
+    flops = 0
+
+    def see(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+
+
+def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
+    probe = copy.deepcopy(net).eval()  # eval: running statistics stay as they are
+    x_B = torch.randn((SAMPLES, *shape), generator=torch.Generator().manual_seed(0))
+    for weight in probe.parameters():
+        x_B = x_B.to(weight.device, weight.dtype)
+        break
+    # A net that counts its own work must not add this pass to the round that is under way.
+    with torch.set_grad_enabled(train), meter.metering(), _Counter() as counter:  # type: ignore[no-untyped-call, unused-ignore]
+        out = probe(x_B)
+        if train and out.requires_grad:
+            out.sum().backward()
+    return float(counter.flops) / SAMPLES
