@@ -30,7 +30,7 @@ from potluck.engines.flower.superlink import descendants, free_port
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 DEVICES, LOOK_S, SETTLE_S, LONGEST_S = 3, 0.1, 10.0, 420.0
 KINDS = ("flower-supernode", "flower-superexec", "flwr-clientapp", "flower-superlink", "flwr-serverapp")
@@ -131,11 +131,11 @@ Start = Callable[..., subprocess.Popen[bytes]]
 def stand(folder: Path, made: Experiment, python: str) -> Start:
     """Writes what the run needs; a function that starts a potluck command there, in a control group."""
     (folder / "footprint.toml").write_text(store.to_toml(made))
-    write_split(build.make_shares(resolved(made)), folder / "shares")
+    write_split(build.make_shares(resolve(made)), folder / "shares")
     write_certificates(folder / "keys", DEVICES, {})
 
     def start(group: Group | None, *words: str) -> subprocess.Popen[bytes]:
-        run = [python if group and words[0] == "join" else sys.executable, "-m", "potluck.cli.runs", *words]
+        run = [python if group and words[0] == "join" else sys.executable, "-m", "potluck.cli", *words]
         enter = group.enter if group else None
         with (folder / "log").open("ab") as log:
             return subprocess.Popen(run, cwd=folder, stdout=log, stderr=log, preexec_fn=enter)  # noqa: PLW1509

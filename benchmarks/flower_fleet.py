@@ -22,7 +22,7 @@ from potluck.engines.flower.superlink import descendants, free_port
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 from potluck.experiment.run_reader import Run
 
 WITHIN_S, STOP_S, MARK = 400.0, 30.0, "POTLUCK_FLEET"
@@ -55,7 +55,7 @@ class Fleet:
         """The run folder."""
         return self.folder / "served"
 
-    def call(self, *words: str, program: tuple[str, ...] = ("-m", "potluck.cli.runs")) -> subprocess.Popen[bytes]:
+    def call(self, *words: str, program: tuple[str, ...] = ("-m", "potluck.cli")) -> subprocess.Popen[bytes]:
         """A command of Potluck's as a process; what it says stands in a file, see ``said``."""
         with (self.folder / f"process-{len(self.started)}.log").open("wb") as log:
             process = subprocess.Popen(
@@ -196,7 +196,7 @@ def fleet_in(folder: Path, changed: Mapping[str, Any]) -> Iterator[Fleet]:
     experiment = Experiment.of({**TABLE, **changed})
     (folder / "flower.toml").write_text(store.to_toml(experiment))
     if not (folder / "keys").exists():
-        write_split(build.make_shares(resolved(experiment)), folder / "shares")
+        write_split(build.make_shares(resolve(experiment)), folder / "shares")
         write_certificates(folder / "keys", sum(tier.devices for tier in experiment.fleet.tier), {})
     fleet = Fleet(folder, experiment)
     try:

@@ -34,7 +34,7 @@ from potluck.deploy.split import write_split
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 from potluck.experiment.run_reader import Run
 
 DEVICES, THIN, SERVER, PORT = 4, 2, 4, 8443
@@ -85,7 +85,7 @@ class Stage:
     def call(self, number: int, *words: str) -> subprocess.Popen[bytes]:
         """A potluck command on a host."""
         return self.switch.start(
-            number, [sys.executable, "-m", "potluck.cli.runs", *words], self.folder / f"host-{number}.log"
+            number, [sys.executable, "-m", "potluck.cli", *words], self.folder / f"host-{number}.log"
         )
 
     def start(self) -> list[subprocess.Popen[bytes]]:
@@ -151,7 +151,7 @@ def staged(folder: Path, switch: Switch, made: Experiment) -> Iterator[tuple[Sta
     """A run under way; afterwards all its processes are gone."""
     folder.mkdir(parents=True)
     (folder / "hosts.toml").write_text(store.to_toml(made))
-    write_split(build.make_shares(resolved(made)), folder / "shares")
+    write_split(build.make_shares(resolve(made)), folder / "shares")
     write_certificates(folder / "keys", DEVICES, {}, server=[switch.address(SERVER)])
     stage = Stage(folder=folder, switch=switch)
     started = stage.start()

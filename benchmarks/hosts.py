@@ -28,7 +28,7 @@ from potluck.deploy.split import write_split
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 PORT, BEHIND, CHUNK = 7447, 7448, 65536
 LONGEST_S = 1500.0
@@ -93,7 +93,7 @@ def start(switch: Switch, peer: int, folder: Path, delay_ms: float) -> list[subp
     words += ["--listen", f"tls/127.0.0.1:{BEHIND}", "--out", str(folder / f"peer-{peer}"), "--quiet"]
     words += ["--cert", f"{keys}/peer-{peer}.pem", "--key", f"{keys}/peer-{peer}.key", "--ca", f"{keys}/ca.pem"]
     words += [word for k in range(peer) for word in ("--connect", f"{k}=tls/{switch.address(k)}:{PORT}")]
-    run = [sys.executable, "-m", "potluck.cli.runs", "peer", str(folder / "hosts.toml"), *words]
+    run = [sys.executable, "-m", "potluck.cli", "peer", str(folder / "hosts.toml"), *words]
     log = folder / f"peer-{peer}.log"
     return [switch.start(peer, words, log) for words in (proxy, run)]
 
@@ -144,7 +144,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     made = experiment(peers, told.rounds)
     (folder / "hosts.toml").write_text(store.to_toml(made))
-    write_split(build.make_shares(resolved(made)), folder / "shares")
+    write_split(build.make_shares(resolve(made)), folder / "shares")
     started: list[subprocess.Popen[bytes]] = []
     until, last = time.monotonic() + LONGEST_S, peers - 1
     with wired([told.rate] * peers) as switch:

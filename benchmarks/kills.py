@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--engine", default="pool")
     told = parser.parse_args()
     moments = random.Random(told.seed)
-    potluck = [sys.executable, "-m", "potluck.cli.runs"]
+    potluck = [sys.executable, "-m", "potluck.cli"]
     settings = [
         f"method.name={told.method}",
         f"engine.kind={told.engine}",

@@ -28,7 +28,7 @@ from potluck.engines.peer_round import spec_of_updates
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 from potluck.methods.fedh2l import posteriors
 
 WARM_UP = 10
@@ -62,7 +62,7 @@ def free_ports(count: int) -> list[int]:
 def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier: Any, results: Any) -> None:
     """One peer's process: puts (id, seconds of each round, bytes of a frame, what went wrong) into ``results``."""
     torch.set_num_threads(1)
-    ready = resolved(experiment(told.peers, told.seeds))
+    ready = resolve(experiment(told.peers, told.seeds)).experiment
     shares = build.make_shares(ready)
     nets = build.make_tier_nets(ready, shares.test.shape, shares.test.classes)
     federation = build.make_federation(ready, shares, build.make_method(ready, nets))

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from potluck.core.contexts import DeviceContext
 from potluck.engines.local.inprocess import torch_threads
-from potluck.engines.round import begin
+from potluck.engines.round import initial_checkpoint
 from potluck.experiment import run, store
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment
@@ -34,7 +34,7 @@ def counted_flops(experiment: Experiment) -> list[float]:
     with torch_threads(1):
         ready = run.prepare(experiment)
         federation, found = ready.federation, []
-        state = begin(federation).state
+        state = initial_checkpoint(federation).state
         for tier in experiment.fleet.tier:
             devices = [one for one in federation.fleet.devices if one.tier == tier.name]
             device = max(devices, key=lambda one: len(ready.shares.train[one.id]))

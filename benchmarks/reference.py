@@ -21,7 +21,7 @@ import potluck
 from potluck.data.shares import Shares
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 TESTED = 2000
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     told = parser.parse_args()
     for seed in (int(part) for part in told.seeds.split(",")):
-        experiment = resolved(Experiment.load(told.recipe, [f"seed={seed}", f"rounds={told.rounds}"]))
+        experiment = resolve(Experiment.load(told.recipe, [f"seed={seed}", f"rounds={told.rounds}"])).experiment
         shares = build.make_shares(experiment)
         tier = experiment.fleet.tier[0].name
         net = build.make_tier_nets(experiment, shares.test.shape, shares.test.classes)(tier)

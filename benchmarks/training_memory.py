@@ -17,7 +17,7 @@ import torch
 
 from potluck.engines.contract import Request
 from potluck.engines.local_state import LocalStateStore
-from potluck.engines.round import begin
+from potluck.engines.round import initial_checkpoint
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 
@@ -31,11 +31,11 @@ def main() -> None:
     torch.set_num_threads(1)
     ready = run.prepare(Experiment.load(sys.argv[1]))
     federation, folder = ready.federation, Path(tempfile.mkdtemp())
-    runtime = build.make_runtime(ready.experiment, ready.shares, folder / "own")
+    runtime = build.make_runtime(ready.resolved, ready.shares, folder / "own")
     tiny = replace(
         runtime, store=LocalStateStore(folder / "tiny"), shard=lambda one: runtime.shard(one).take(torch.arange(2))
     )
-    state = begin(federation).state
+    state = initial_checkpoint(federation).state
     for tier in ready.experiment.fleet.tier:
         device = max(
             (one for one in federation.fleet.devices if one.tier == tier.name), key=lambda one: len(runtime.shard(one))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from potluck.cli import runs
+from potluck import cli
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment, override
 
@@ -111,7 +111,7 @@ def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         monkeypatch.setattr(sys, "argv", ["potluck", *words])
         code = 0
         try:
-            runs.main()
+            cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         told = capsys.readouterr()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck.cli import runs
+from potluck import cli
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
 
@@ -34,7 +34,7 @@ def refused(
         monkeypatch.setattr(sys, "argv", ["potluck", "run", "e.toml", *words])
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as stop:
-            runs.main()
+            cli.main()
         told = capsys.readouterr()
         assert stop.value.code == 2
         assert told.out == ""
@@ -135,4 +135,4 @@ def test_a_net_that_gives_something_else(refused: Refused, tmp_path: Path) -> No
     assert "expected (2, 3) logits" in refused(source, "model.name=odd_nets:narrow")
     assert "does not take samples of shape (1, 8, 8)" in refused(source, "model.name=odd_nets:wrong")
     assert "NoneType" in refused(source, "model.name=odd_nets:none")
-    assert "no function" in refused(source, "model.name=odd_nets:missing")
+    assert "has no" in refused(source, "model.name=odd_nets:missing")

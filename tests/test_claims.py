@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def test_every_row_of_every_claim_resolves(claims: ModuleType) -> None:
             for row in claim.rows:
                 family, *overrides = claims.ROWS[row]
                 recipe = ROOT / f"recipes/{family}-{claims.SETS[set_name]}.toml"
-                assert resolved(Experiment.load(recipe, overrides)).method["name"]
+                assert resolve(Experiment.load(recipe, overrides)).experiment.method["name"]
                 used.add(row)
     assert used | set(claims.FRONTIER) == set(claims.ROWS), "rows that no claim uses"
 

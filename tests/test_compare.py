@@ -10,6 +10,7 @@ import pytest
 
 from potluck.experiment import compare, run, store
 from potluck.experiment.config import Experiment
+from potluck.experiment.listener import Silence
 from potluck.report import runs, target
 
 MakeExperiment = Callable[..., Experiment]
@@ -72,7 +73,7 @@ def test_seeds_have_a_mean_and_a_spread(potluck: Potluck, file: str) -> None:
 def test_a_stopped_comparison_goes_on(small: MakeExperiment, tmp_path: Path) -> None:
     wanted = compare.variants(small("fedavg", "model.name=mlp", "rounds=3"), ["local", "fedavg"], [0])
 
-    class Stops(run.Silence):
+    class Stops(Silence):
         def round_done(self, line: dict[str, object]) -> None:
             if line["round"] == 2:
                 raise KeyboardInterrupt

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from potluck import methods
-from potluck.cli import runs
+from potluck import cli, methods
 from potluck.experiment import resolve, run
 from potluck.experiment.config import Experiment
 
@@ -31,7 +30,7 @@ def call(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = [*quick, "--set", "rounds=1"] if words[1] in ("run", "compare") else quick if words[1] == "plan" else []
     monkeypatch.setattr(sys, "argv", [*words, *quick])
     with pytest.raises(SystemExit) as stop:
-        runs.main()
+        cli.main()
     assert not stop.value.code, command
 
 

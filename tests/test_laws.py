@@ -23,7 +23,7 @@ from potluck.core import tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.engines.contract import Request, Response
 from potluck.engines.local.inprocess import InProcess
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -174,8 +174,8 @@ def test_the_order_of_devices_does_not_matter(small: MakeExperiment, method: str
     digests = []
     for name, wrap in {"forwards": lambda engine: engine, "backwards": Backwards}.items():
         ready = prepare(small(method))
-        engine = wrap(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path / name)))
-        *_, last = play(ready.federation, engine, begin(ready.federation), 2)
+        engine = wrap(InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path / name)))
+        *_, last = run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), 2)
         digests.append(last.checkpoint.digest())
     assert digests[0] == digests[1]
 
@@ -272,8 +272,8 @@ class NobodyAnswers:
 @every_method
 def test_a_round_without_answers_ends_and_says_so(small: MakeExperiment, method: str) -> None:
     federation = prepare(small(method)).federation
-    before = begin(federation)
-    (result,) = play(federation, NobodyAnswers(math.inf), before, 1)
+    before = initial_checkpoint(federation)
+    (result,) = run_rounds(federation, NobodyAnswers(math.inf), before, 1)
     assert result.checkpoint.digest() == before.digest()
     assert {row.status for row in result.rows} == {"lost"}
     assert result.seconds == federation.fleet.deadline_s
@@ -281,7 +281,7 @@ def test_a_round_without_answers_ends_and_says_so(small: MakeExperiment, method:
 
 def test_a_round_lasts_until_a_loss_is_known(small: MakeExperiment) -> None:
     federation = prepare(small("fedavg")).federation
-    (result,) = play(federation, NobodyAnswers(45.0), begin(federation), 1)
+    (result,) = run_rounds(federation, NobodyAnswers(45.0), initial_checkpoint(federation), 1)
     assert result.seconds == 45.0 < federation.fleet.deadline_s
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 DEVICES = {"B1": 50, "B3": 100}
 NETS = {"B1": "cnn_2m", "B3": "tiny"}
@@ -40,7 +40,7 @@ def table(bench: str, rounds: int, seed: int, init: str = "") -> dict[str, Any]:
 def main() -> None:
     """Writes FILE and, beside it, the first weights as safetensors."""
     bench, place = sys.argv[1], Path(sys.argv[2])
-    settled = resolved(Experiment.of(table(bench, 1, 0)))
+    settled = resolve(Experiment.of(table(bench, 1, 0)))
     shares = build.make_shares(settled)
     net = build.make_tier_nets(settled, shares.test.shape, shares.test.classes)("device")
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from potluck.core import tree
+from potluck.core.mean import WeightedMean
 from potluck.nets.deqnet import make_deq
 from potluck.solvers import FixedPoint, Phantom, odeint, solve
 from potluck.wire import frame
-from potluck.core.mean import WeightedMean
 
 TURNS, STEPS, TAIL = 41, 8, 5
 FLOATS = 5_000_000

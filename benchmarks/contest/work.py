@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nets import MAKERS
 from torch import Tensor, nn
+
+from nets import MAKERS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from potluck.core import tree
 from potluck.engines.contract import Engine, Request, Response
 from potluck.engines.local.inprocess import InProcess
 from potluck.engines.result import RoundResult
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -109,10 +109,10 @@ ATTACKS: dict[str, tuple[Change, str]] = {
 
 
 def rounds_of(ready: Prepared, own: Path, change: Change | None) -> list[RoundResult]:
-    engine: Engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, own))
+    engine: Engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, own))
     if change is not None:
         engine = Between(engine, DEVICE, ROUND, change)
-    return list(play(ready.federation, engine, begin(ready.federation), 3))
+    return list(run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), 3))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from potluck.core.errors import RunFolderError, TrainingError
 from potluck.engines.contract import Request, Response
 from potluck.engines.local.inprocess import InProcess
 from potluck.engines.result import RoundResult
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -37,8 +37,8 @@ class Tampering:
 
 
 def result(ready: Prepared, change: Change, folder: Path, rounds: int = 2) -> list[RoundResult]:
-    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, folder))
-    return list(play(ready.federation, Tampering(engine, change), begin(ready.federation), rounds))
+    engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, folder))
+    return list(run_rounds(ready.federation, Tampering(engine, change), initial_checkpoint(ready.federation), rounds))
 
 
 def rewritten(response: Response, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Response:
@@ -106,7 +106,7 @@ def test_a_claimed_state_that_is_not_there_costs_only_its_device(small: MakeExpe
 
 def test_a_cohort_of_enemies_does_not_end_the_run(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("fedavg", "model.name=mlp"))
-    first = begin(ready.federation)
+    first = initial_checkpoint(ready.federation)
 
     def change(response: Response) -> Response:
         return replace(response, frame=b"junk") if response.request.verb == "train" else response

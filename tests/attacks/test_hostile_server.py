@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 def answers(method: str, change: Change, small: MakeExperiment, folder: Path) -> Response:
     ready = run.prepare(small(method, "rounds=1"))
-    runtime = build.make_runtime(ready.experiment, ready.shares, folder / "own")
+    runtime = build.make_runtime(ready.resolved, ready.shares, folder / "own")
     federation, device = ready.federation, ready.federation.fleet.devices[0]
     server_context = federation.server_context(1)
     down = federation.method.broadcast(federation.method.initial_state(server_context), device, server_context)

@@ -14,7 +14,7 @@ from potluck.engines.contract import Engine, Request, Response
 from potluck.engines.local.inprocess import InProcess
 from potluck.engines.relay import Relay
 from potluck.engines.result import RoundResult
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import prepare
@@ -43,9 +43,9 @@ class Lossy:
 
 def played_with(experiment: Experiment, own: Path, *, rounds: int = 3, **lossy: Any) -> list[RoundResult]:
     ready = prepare(experiment)
-    engine: Engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, own))
+    engine: Engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, own))
     engine = Lossy(engine, **lossy) if lossy else engine
-    return list(play(ready.federation, engine, begin(ready.federation), rounds))
+    return list(run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), rounds))
 
 
 @pytest.mark.parametrize(("posts", "value", "summed"), [("fixed16", 2, 4), ("fixed8", 1, 2), ("float32", 4, 0)])
@@ -66,9 +66,9 @@ def test_forwarding_equals_pooling(small: MakeExperiment, tmp_path: Path, posts:
     digests = set()
     for pools in (True, False):
         ready = prepare(small("fedh2l", "engine.relay=true", f"method.posts={posts}"))
-        runtime = build.make_runtime(ready.experiment, ready.shares, tmp_path / str(pools))
-        federation = replace(ready.federation, method=replace(ready.federation.method, pools=pools))
-        *_, last = play(federation, InProcess(runtime=runtime), begin(federation), 3)
+        runtime = build.make_runtime(ready.resolved, ready.shares, tmp_path / str(pools))
+        federation = replace(ready.federation, method=replace(ready.federation.method, combines=pools))
+        *_, last = run_rounds(federation, InProcess(runtime=runtime), initial_checkpoint(federation), 3)
         digests.add(last.checkpoint.digest())
     assert len(digests) == 1
 
@@ -130,7 +130,7 @@ def test_a_peer_whose_absorbing_failed_starts_from_before_the_round(small: MakeE
     lossy = {"device": 1, "round": 2, "verbs": ["absorb"], "status": "rejected", "reason": "no memory"}
     result = played_with(small("fedh2l", *EVERYBODY), tmp_path, **lossy)
     assert result[1].checkpoint.acks == {0: 2, 1: 1, 2: 2, 3: 2}
-    assert result[1].checkpoint.own[1] == result[0].checkpoint.own[1]
+    assert result[1].checkpoint.local_states[1] == result[0].checkpoint.local_states[1]
     assert result[2].checkpoint.acks[1] == 3
 
 

@@ -21,7 +21,7 @@ from potluck.experiment import run, store
 from potluck.experiment.config import Experiment
 
 MakeExperiment = Callable[..., Experiment]
-POTLUCK = [sys.executable, "-m", "potluck.cli.runs"]
+POTLUCK = [sys.executable, "-m", "potluck.cli"]
 
 
 class PowerCutError(BaseException):

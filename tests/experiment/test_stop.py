@@ -12,7 +12,7 @@ from potluck.core.errors import ConfigError, RunFolderError
 from potluck.deploy.split import write_split
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 
 def test_shares_of_devices_as_files(small: MakeExperiment, tmp_path: Path) -> None:
-    shares = build.make_shares(resolved(small("fedavg")))
+    shares = build.make_shares(resolve(small("fedavg")))
     manifest = write_split(shares, tmp_path / "shares")
     names = {path.name for path in (tmp_path / "shares").iterdir()}
     assert {"device-000.npz", "device-003.npz", "public.npz", "test.npz", "manifest.json"} <= names

@@ -18,7 +18,7 @@ from potluck.deploy.split import write_split
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, run, store
 from potluck.experiment.config import Experiment
-from potluck.experiment.resolve import resolved
+from potluck.experiment.resolve import resolve
 
 PEERS = 3
 TABLE: dict[str, Any] = {
@@ -51,7 +51,7 @@ class World:
     def native(self) -> dict[int, str]:
         """Each peer's own state after a run in one process, as a digest."""
         run.run(self.experiment, self.folder / "native")
-        return store.read_checkpoint(self.folder / "native").own  # type: ignore[return-value]
+        return store.read_checkpoint(self.folder / "native").local_states  # type: ignore[return-value]
 
     def out(self, peer: int) -> Path:
         return self.folder / f"peer-{peer}"
@@ -60,7 +60,7 @@ class World:
         keys = Path(other.pop("keys", str(self.folder / "keys")))
         dialled = [f"{k}=tls/127.0.0.1:{self.ports[k]}" for k in range(peer)]
         return [
-            *(sys.executable, "-m", "potluck.cli.runs", "peer", str(self.folder / "peers.toml"), "--id", str(peer)),
+            *(sys.executable, "-m", "potluck.cli", "peer", str(self.folder / "peers.toml"), "--id", str(peer)),
             *("--data", f"npz:{self.folder}/shares/device-{peer:03d}.npz"),
             *("--public", f"npz:{self.folder}/shares/public.npz", "--test", f"npz:{self.folder}/shares/test.npz"),
             *("--listen", f"tls/127.0.0.1:{self.ports[peer]}", "--out", str(self.out(peer)), "--quiet"),
@@ -84,7 +84,7 @@ class World:
         return process
 
     def digest(self, peer: int) -> str:
-        return store.read_checkpoint(self.out(peer)).own[peer]
+        return store.read_checkpoint(self.out(peer)).local_states[peer]
 
     def lines(self, peer: int, name: str = "ledger") -> list[dict[str, Any]]:
         path = self.out(peer) / f"{name}.jsonl"
@@ -111,7 +111,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
         table |= {key: value for key, value in changed.items() if key not in table or not isinstance(value, dict)}
         experiment = Experiment.of(table)
         (tmp_path / "peers.toml").write_text(store.to_toml(experiment))
-        write_split(build.make_shares(resolved(experiment)), tmp_path / "shares")
+        write_split(build.make_shares(resolve(experiment)), tmp_path / "shares")
         peers = sum(tier.devices for tier in experiment.fleet.tier)
         write_certificates(tmp_path / "keys", peers, {})
         world = World(tmp_path, experiment, [free_port() for _ in range(peers)])

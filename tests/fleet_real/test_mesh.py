@@ -29,10 +29,10 @@ def wait_for_round(world: World, peer: int, round: int, within_s: float = 60.0) 
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_a_mesh_equals_one_process(make_world: MakeWorld, request: tuple[int, ...]) -> None:
+def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]) -> None:
     world = make_world()
     native = world.native()
-    processes = [world.start(peer) for peer in request]
+    processes = [world.start(peer) for peer in order]
     for process in processes:
         code, said = told(process)
         assert code == 0, said

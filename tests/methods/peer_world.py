@@ -61,7 +61,9 @@ def nets(make: Any = small_net) -> TierNets:
     return TierNets({"phone": make}, shape=(5,), classes=CLASSES, seed=0)
 
 
-def context(round: int = 1, number: int = 0, data: Shard | None = None, public: Shard | None = None) -> DeviceContext:
+def device_context(
+    round: int = 1, number: int = 0, data: Shard | None = None, public: Shard | None = None
+) -> DeviceContext:
     return DeviceContext(
         round=round,
         device=device(number),

@@ -70,14 +70,14 @@ def play(found: FedAvg, data: list[Shard], rounds: int, seed: int = 0) -> list[S
     """The states of a run in which everybody takes part and nothing is lost."""
     devices = [device(k) for k in range(len(data))]
     desks = [ServerContext(round=r, devices=devices, held=None, public=None, seed=seed) for r in range(rounds + 1)]
-    states = [found.start(desks[0])]
+    states = [found.initial_state(desks[0])]
     for r in range(1, rounds + 1):
         ups = []
         for who in devices:
-            context = DeviceContext(round=r, device=who, data=data[who.id], public=None, seed=seed)
-            _, update = found.train(None, found.cast(states[-1], who, desks[r]), context)
+            device_context = DeviceContext(round=r, device=who, data=data[who.id], public=None, seed=seed)
+            _, update = found.train(None, found.broadcast(states[-1], who, desks[r]), device_context)
             ups.append(Reply(device=who, round=r, update=update))
-        states.append(found.merge(states[-1], ups, desks[r]))
+        states.append(found.aggregate(states[-1], ups, desks[r]))
     return states
 
 
@@ -196,7 +196,7 @@ def test_the_order_of_devices_is_irrelevant() -> None:
 
     def ups(order: list[int]) -> dict[int, Any]:
         tasks = {k: DeviceContext(round=2, device=device(k), data=data[k], public=None, seed=0) for k in order}
-        return {k: found.train(None, state, context)[1] for k, context in tasks.items()}
+        return {k: found.train(None, state, device_context)[1] for k, device_context in tasks.items()}
 
     forwards, backwards = ups([0, 1, 2]), ups([2, 1, 0])
     assert all(tree.equal(forwards[k], backwards[k]) for k in range(3))

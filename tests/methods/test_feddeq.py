@@ -16,7 +16,7 @@ from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, WireError
 from potluck.core.types import Device, Shard
 from potluck.engines.local.inprocess import InProcess
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -38,7 +38,7 @@ def steps(little: int | str, large: int | str) -> tuple[str, str]:
     return f"method.steps.small={little}", f"method.steps.large={large}"
 
 
-def context(found: Prepared, round: int = 1) -> ServerContext:
+def server_context(found: Prepared, round: int = 1) -> ServerContext:
     federation = found.federation
     return ServerContext(
         round=round,
@@ -49,7 +49,7 @@ def context(found: Prepared, round: int = 1) -> ServerContext:
     )
 
 
-def context(found: Prepared, device: Device, round: int = 1) -> DeviceContext:
+def device_context(found: Prepared, device: Device, round: int = 1) -> DeviceContext:
     return DeviceContext(
         round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.federation.seed
     )
@@ -61,7 +61,9 @@ def answers(found: Prepared, method: Any, state: Any, round: int = 1) -> list[Re
             device=device,
             round=round,
             update=method.train(
-                None, method.broadcast(state, device, context(found, round)), context(found, device, round)
+                None,
+                method.broadcast(state, device, server_context(found, round)),
+                device_context(found, device, round),
             )[1],
         )
         for device in found.federation.fleet.devices
@@ -86,10 +88,12 @@ def test_fusion_in_closed_form(rule: str, expected: tuple[float, float]) -> None
 @pytest.mark.parametrize("option", ["fusion=iterations,fusion_power=0.0", "fusion=residual,fusion_beta=0.0"])
 def test_rules_without_effect_are_the_mean_of_samples_bitwise(small: MakeExperiment, option: str) -> None:
     found = ready(small)
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     replies = answers(found, method, state)
     other = ready(small, *(f"method.{part}" for part in option.split(","))).federation.method
-    assert tree.equal(other.merge(state, replies, context(found)), method.aggregate(state, replies, context(found)))
+    assert tree.equal(
+        other.aggregate(state, replies, server_context(found)), method.aggregate(state, replies, server_context(found))
+    )
 
 
 def line_search(A: torch.Tensor, b: torch.Tensor, theta_RP: torch.Tensor) -> float:
@@ -127,14 +131,14 @@ def test_a_calibration_that_does_not_help_elsewhere_is_not_taken() -> None:
 
 def test_calibration_is_no_worse_than_samples_where_it_is_judged(small: MakeExperiment) -> None:
     found = ready(small, "method.fusion=calibrated", "data.server_samples=40", *steps(1, 6))
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     plain = dataclasses.replace(method, fusion="samples")
     assert found.federation.held is not None
     x, y = found.federation.held.x[1::2], found.federation.held.y[1::2]
     helped = 0
     for round in (1, 2, 3):
         replies = answers(found, method, state, round)
-        states = [other.merge(state, replies, context(found, round)) for other in (method, plain)]
+        states = [other.aggregate(state, replies, server_context(found, round)) for other in (method, plain)]
         with torch.no_grad():
             losses = [
                 float(method.fit.loss(method.model(s, None, found.federation.fleet.devices[-1]).eval()(x), y))
@@ -161,10 +165,10 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, kind
 
     method = found.federation.method
     plain = FedAvg(net=TierNets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
-    ours, theirs = method.initial_state(context(found)), plain.start(context(found))
+    ours, theirs = method.initial_state(server_context(found)), plain.initial_state(server_context(found))
     for round in (1, 2):
-        ours = method.aggregate(ours, answers(found, method, ours, round), context(found, round))
-        theirs = plain.merge(theirs, answers(found, plain, theirs, round), context(found, round))
+        ours = method.aggregate(ours, answers(found, method, ours, round), server_context(found, round))
+        theirs = plain.aggregate(theirs, answers(found, plain, theirs, round), server_context(found, round))
     assert tree.equal(ours, theirs)
 
 
@@ -174,10 +178,10 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, kind
 @pytest.mark.parametrize(("little", "large"), [(1, 3), (8, 20)])
 def test_evaluations_are_exact_and_bytes_do_not_depend_on_them(small: MakeExperiment, little: int, large: int) -> None:
     found = ready(small, *steps(little, large), "data.source=synthetic:90,3,32,32", "train.batch_size=64")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     for device, count in ((found.federation.fleet.devices[0], little), (found.federation.fleet.devices[-1], large)):
-        broadcast = method.broadcast(state, device, context(found))
-        update = method.train(None, broadcast, context(found, device))[1]
+        broadcast = method.broadcast(state, device, server_context(found))
+        update = method.train(None, broadcast, device_context(found, device))[1]
         assert frame.read_header(frame.encode(broadcast)).tensor_bytes == 49_704
         assert frame.read_header(frame.encode(update)).tensor_bytes == 49_704
         batches = -(-len(found.shares.train[device.id]) // 64)
@@ -195,7 +199,9 @@ def test_a_tolerance_makes_it_at_most_as_many(small: MakeExperiment) -> None:
         found = ready(small, *steps(2, 30), "method.gradient.kind=jfb", "method.fixed_point_loss=0.0", *options)
         return [
             reply.update["evaluations"]
-            for reply in answers(found, found.federation.method, found.federation.method.initial_state(context(found)))
+            for reply in answers(
+                found, found.federation.method, found.federation.method.initial_state(server_context(found))
+            )
         ]
 
     exact = evaluations()
@@ -208,10 +214,10 @@ def test_a_clipped_phantom_is_recorded(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
     method = found.federation.method
     broadcast = method.broadcast(
-        method.initial_state(context(found)), found.federation.fleet.devices[0], context(found)
+        method.initial_state(server_context(found)), found.federation.fleet.devices[0], server_context(found)
     )
     with meter.metering() as costs:
-        method.train(None, broadcast, context(found, found.federation.fleet.devices[0]))
+        method.train(None, broadcast, device_context(found, found.federation.fleet.devices[0]))
     assert costs.notes["grad_steps"] == 2
 
 
@@ -234,30 +240,33 @@ def diverging(state: Any) -> dict[str, Any]:
 
 def test_a_diverging_client_is_dropped_as_if_it_had_been_absent(small: MakeExperiment) -> None:
     found = ready(small, *steps(8, 8), "model.norm=none")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     device = found.federation.fleet.devices[0]
-    broadcast = method.broadcast(diverging(state), device, context(found))
-    _, update = method.train(None, broadcast, context(found, device))
+    broadcast = method.broadcast(diverging(state), device, server_context(found))
+    _, update = method.train(None, broadcast, device_context(found, device))
     assert update["healthy"] is False
     assert "weights" not in update
     assert 1 < update["residual"] <= update["residual_p95"] <= 10 or update["residual"] == 10
     replies = [Reply(device=device, round=1, update=update), *answers(found, method, state)[1:]]
     with meter.metering() as costs:
-        merged = method.aggregate(state, replies, context(found))
-    assert tree.equal(merged, method.aggregate(state, replies[1:], context(found)))
+        merged = method.aggregate(state, replies, server_context(found))
+    assert tree.equal(merged, method.aggregate(state, replies[1:], server_context(found)))
     assert [name for name in costs.notes if name.startswith("device 0 dropped: ")]
-    assert method.aggregate(state, replies[:1], context(found)) is state
+    assert method.aggregate(state, replies[:1], server_context(found)) is state
 
 
 def test_a_net_that_recovers_is_not_lost(small: MakeExperiment) -> None:
     """The resident net of a depth has been driven to NaN: the next device of that depth is not harmed."""
     found = ready(small, *steps(4, 4), "model.norm=none")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     device = found.federation.fleet.devices[0]
-    before = method.train(None, method.broadcast(state, device, context(found)), context(found, device))[1]
-    method.train(None, method.broadcast(diverging(state), device, context(found)), context(found, device))
+    before = method.train(None, method.broadcast(state, device, server_context(found)), device_context(found, device))[
+        1
+    ]
+    method.train(None, method.broadcast(diverging(state), device, server_context(found)), device_context(found, device))
     assert tree.equal(
-        method.train(None, method.broadcast(state, device, context(found)), context(found, device))[1], before
+        method.train(None, method.broadcast(state, device, server_context(found)), device_context(found, device))[1],
+        before,
     )
 
 
@@ -269,31 +278,35 @@ def test_a_state_that_is_not_finite_drops_one_reply_and_the_round_goes_on(
     sick = dataclasses.replace(
         runtime, shard=lambda d: broken_share(runtime.shard(d)) if d.id == 0 else found.shares.train[d.id]
     )
-    (result,) = play(found.federation, InProcess(runtime=sick), begin(found.federation), 1)
+    (result,) = run_rounds(found.federation, InProcess(runtime=sick), initial_checkpoint(found.federation), 1)
     assert {row.status for row in result.rows} == {"ok"}
     assert result.server_notes == {"device 0 dropped: something is not finite": 10.0}
     assert result.notes[0]["healthy"] == 0
     update = {row.device: row.tensor_bytes for row in result.rows if row.direction == "up"}
     assert update[0] == 0 < update[1]
     absent = Prepared(experiment=found.experiment, shares=found.shares, federation=found.federation, warnings=())
-    state = found.federation.method.initial_state(context(absent))
+    state = found.federation.method.initial_state(server_context(absent))
     replies = answers(absent, found.federation.method, state)[1:]
-    assert tree.equal(result.checkpoint.state, found.federation.method.aggregate(state, replies, context(absent)))
+    assert tree.equal(
+        result.checkpoint.state, found.federation.method.aggregate(state, replies, server_context(absent))
+    )
 
 
 def test_a_reply_that_calls_itself_healthy_is_judged_by_its_residual(small: MakeExperiment) -> None:
     found = ready(small)
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     first, *rest = answers(found, method, state)
-    lying = dataclasses.replace(first, update={**first.up, "residual": 1.5})
+    lying = dataclasses.replace(first, update={**first.update, "residual": 1.5})
     assert tree.equal(
-        method.aggregate(state, [lying, *rest], context(found)), method.aggregate(state, rest, context(found))
+        method.aggregate(state, [lying, *rest], server_context(found)),
+        method.aggregate(state, rest, server_context(found)),
     )
-    empty = dataclasses.replace(first, update={**first.up, "samples": 0})
+    empty = dataclasses.replace(first, update={**first.update, "samples": 0})
     assert tree.equal(
-        method.aggregate(state, [empty, *rest], context(found)), method.aggregate(state, rest, context(found))
+        method.aggregate(state, [empty, *rest], server_context(found)),
+        method.aggregate(state, rest, server_context(found)),
     )
-    assert method.aggregate(state, [empty], context(found)) is state
+    assert method.aggregate(state, [empty], server_context(found)) is state
 
 
 @pytest.mark.parametrize("codecs", ["[]", '["int8"]', '["float16","zstd"]'])
@@ -302,18 +315,18 @@ def test_weights_come_whole_or_not_at_all(small: MakeExperiment, codecs: str, he
     found = ready(small, f"wire.up={codecs}")
     method, state, messages = (
         found.federation.method,
-        found.federation.method.initial_state(context(found)),
+        found.federation.method.initial_state(server_context(found)),
         found.federation.messages,
     )
     device = found.federation.fleet.devices[0]
-    update = answers(found, method, state)[0].up
+    update = answers(found, method, state)[0].update
     update = (
         update if healthy else {name: value for name, value in update.items() if name != "weights"} | {"healthy": False}
     )
-    spec = method.update_spec(state, device, context(found))
+    spec = method.update_spec(state, device, server_context(found))
     sent = messages.write_up(update, 1, 0, None, {})[0]
     assert messages.read_up(sent, 1, 0, spec)[0].keys() == update.keys()
-    part = {**answers(found, method, state)[0].up}
+    part = {**answers(found, method, state)[0].update}
     part["weights"] = dict(list(part["weights"].items())[1:])
     with pytest.raises(WireError):
         messages.read_up(messages.write_up(part, 1, 0, None, {})[0], 1, 0, spec)
@@ -324,7 +337,9 @@ def test_a_doubtful_residual_is_noted(small: MakeExperiment) -> None:
     method, device = found.federation.method, found.federation.fleet.devices[0]
     with meter.metering() as costs:
         _, update = method.train(
-            None, method.broadcast(method.initial_state(context(found)), device, context(found)), context(found, device)
+            None,
+            method.broadcast(method.initial_state(server_context(found)), device, server_context(found)),
+            device_context(found, device),
         )
     assert update["residual"] == pytest.approx(1.0), "one evaluation from zero: the residual is that of z0 = 0"
     assert update["healthy"] == ("residual above 0.3" in costs.notes)
@@ -335,29 +350,29 @@ def test_a_doubtful_residual_is_noted(small: MakeExperiment) -> None:
 
 def test_terms_of_weight_zero_add_exactly_nothing(small: MakeExperiment) -> None:
     found = ready(small, "method.fixed_point_loss=0.0")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     plain = answers(found, method, state)
     again = answers(found, dataclasses.replace(method, jacobian_weight=0.0), state)
-    assert all(tree.equal(a.up, b.up) for a, b in zip(plain, again, strict=True))
+    assert all(tree.equal(a.update, b.update) for a, b in zip(plain, again, strict=True))
     for changed in ({"jacobian_weight": 1.0}, {"fixed_point_loss": 0.8}, {"random_steps": True}):
         other = [answers(found, dataclasses.replace(method, **changed), state) for _ in range(2)]
-        assert not tree.equal(other[0][-1].up, plain[-1].up), changed
-        assert all(tree.equal(a.up, b.up) for a, b in zip(*other, strict=True))
+        assert not tree.equal(other[0][-1].update, plain[-1].update), changed
+        assert all(tree.equal(a.update, b.update) for a, b in zip(*other, strict=True))
 
 
 def test_a_device_of_one_batch_is_healthy_with_random_steps(small: MakeExperiment) -> None:
     found = ready(small, "method.random_steps=true", "train.batch_size=500")
     method = found.federation.method
     for round in range(1, 6):
-        replies = answers(found, method, method.initial_state(context(found)), round)
+        replies = answers(found, method, method.initial_state(server_context(found)), round)
         assert all(reply.update["healthy"] for reply in replies)
         assert all(reply.update["evaluations"] == reply.update["steps"] for reply in replies)
 
 
 def test_the_iteration_may_start_from_the_input(small: MakeExperiment) -> None:
     found, other = ready(small), ready(small, "method.z0=input")
-    state = found.federation.method.initial_state(context(found))
-    zero, image = (answers(one, one.federation.method, state)[0].up for one in (found, other))
+    state = found.federation.method.initial_state(server_context(found))
+    zero, image = (answers(one, one.federation.method, state)[0].update for one in (found, other))
     assert not tree.equal(zero["weights"], image["weights"])
 
 
@@ -387,8 +402,8 @@ def test_anderson_within_the_tail_is_plain_iteration_and_says_so(small: MakeExpe
     state = None
     for count, same in ((7, True), (8, False)):
         plain, other = (ready(small, *steps(count, count), *options) for options in ((), (anderson,)))
-        state = plain.federation.method.initial_state(context(plain)) if state is None else state
-        update = [answers(found, found.federation.method, state)[0].up for found in (plain, other)]
+        state = plain.federation.method.initial_state(server_context(plain)) if state is None else state
+        update = [answers(found, found.federation.method, state)[0].update for found in (plain, other)]
         assert tree.equal(update[0], update[1]) == same
 
 

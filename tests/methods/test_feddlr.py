@@ -17,7 +17,7 @@ from potluck.core.types import Device
 from potluck.engines.contract import Request, Response
 from potluck.engines.local.inprocess import InProcess
 from potluck.engines.local_state import LocalStateStore
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -56,7 +56,7 @@ class Towards:
         self.target_MN = target_MN
         self.step = step
 
-    def train(self, net: nn.Module, context: DeviceContext) -> Trained:
+    def train(self, net: nn.Module, device_context: DeviceContext) -> Trained:
         with torch.no_grad():
             net.weight.add_(self.target_MN - net.weight, alpha=self.step)
         return Trained(samples=1, steps=1, loss=0.0)
@@ -85,12 +85,14 @@ class Toy:
 
     def play(self) -> Tensor:
         self.round += 1
-        context = ServerContext(round=self.round, devices=[DEVICE], held=None, public=None, seed=0)
+        server_context = ServerContext(round=self.round, devices=[DEVICE], held=None, public=None, seed=0)
         share: Any = None
-        context = DeviceContext(round=self.round, device=DEVICE, data=share, public=None, seed=0)
-        broadcast = self.method.broadcast(self.state, DEVICE, context)
-        self.own, update = self.method.train(self.own, broadcast, context)
-        self.state = self.method.aggregate(self.state, [Reply(device=DEVICE, round=self.round, update=update)], context)
+        device_context = DeviceContext(round=self.round, device=DEVICE, data=share, public=None, seed=0)
+        broadcast = self.method.broadcast(self.state, DEVICE, server_context)
+        self.own, update = self.method.train(self.own, broadcast, device_context)
+        self.state = self.method.aggregate(
+            self.state, [Reply(device=DEVICE, round=self.round, update=update)], server_context
+        )
         return self.matrix()
 
 
@@ -115,8 +117,8 @@ def corner(*values: float) -> Tensor:
         ("update", "update", 0.5, 1.0, 1.0),
     ],
 )
-def test_the_stall_toy(target: str, broadcast: str, p_server: float, low: float, high: float) -> None:
-    options = {"target": target, "down": broadcast, "p_server": p_server, "p_client": 0.9}
+def test_the_stall_toy(target: str, down: str, p_server: float, low: float, high: float) -> None:
+    options = {"target": target, "down": down, "p_server": p_server, "p_client": 0.9}
     toy = Toy(corner(10, 0), Towards(corner(10, 1)), **options)
     seconds = [float(torch.linalg.svdvals(toy.play())[1]) for _ in range(200)][149:]
     within = 0.01 if high > 2 else 1e-6
@@ -131,8 +133,8 @@ def test_what_is_cut_off_is_sent_later() -> None:
     class Noisy:
         raw = torch.zeros(12, 20, dtype=torch.float64)
 
-        def train(self, net: nn.Module, context: DeviceContext) -> Trained:
-            change = normal(12, 20, seed=context.round)
+        def train(self, net: nn.Module, device_context: DeviceContext) -> Trained:
+            change = normal(12, 20, seed=device_context.round)
             before = net.weight.detach().clone()
             with torch.no_grad():
                 net.weight.add_(change)
@@ -154,8 +156,8 @@ def test_an_old_residual_is_dropped() -> None:
     data: Any = None
     norms = {}
     for round in (7, 8):
-        context = DeviceContext(round=round, device=DEVICE, data=data, public=None, seed=0)
-        kept, update = method.train(local_state, broadcast, context)
+        device_context = DeviceContext(round=round, device=DEVICE, data=data, public=None, seed=0)
+        kept, update = method.train(local_state, broadcast, device_context)
         norms[round] = float(unpack(update["weights"], method._shapes("one"), "o_ikk")["weight"].norm())
         assert kept is not None
         assert kept["round"] == round
@@ -258,8 +260,8 @@ def desk_of(ready: Prepared, round: int = 1) -> ServerContext:
 
 def states_of(ready: Prepared, rounds: int, place: Path) -> tuple[dict[str, Tensor], str]:
     """(the server's weights, the state's digest) after some rounds."""
-    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, place))
-    *_, last = play(ready.federation, engine, begin(ready.federation), rounds)
+    engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, place))
+    *_, last = run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), rounds)
     weights = {k: v["dense"] if isinstance(v, dict) else v for k, v in last.checkpoint.state["weights"].items()}
     return weights, tree.digest(weights)
 
@@ -284,7 +286,7 @@ def test_all_dense_is_fedavg(small: MakeExperiment, tmp_path: Path, target: str)
 class Idle:
     """Local training that does nothing."""
 
-    def train(self, net: nn.Module, context: DeviceContext) -> Trained:
+    def train(self, net: nn.Module, device_context: DeviceContext) -> Trained:
         return Trained(samples=1, steps=0, loss=0.0)
 
 
@@ -305,8 +307,8 @@ def test_bytes_are_those_of_the_formula_and_never_more_than_dense(small: MakeExp
     method, at, one = ready.federation.method, desk_of(ready), ready.federation.fleet.devices[1]
     state = method.initial_state(desk_of(ready, 0))
     broadcast = method.broadcast(state, one, at)
-    context = DeviceContext(round=1, device=one, data=ready.shares.train[1], public=None, seed=0)
-    _, update = method.train(None, broadcast, context)
+    device_context = DeviceContext(round=1, device=one, data=ready.shares.train[1], public=None, seed=0)
+    _, update = method.train(None, broadcast, device_context)
     shapes = method._shapes("small")
     factored = 0
     for message in (broadcast, update):
@@ -361,31 +363,31 @@ class Loses:
     def __init__(self, inner: InProcess, device: int, round: int) -> None:
         self.inner, self.device, self.round = inner, device, round
 
-    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
-        for response in self.inner.exchange(orders, deadline_s):
-            order = response.order
-            lost = (order.device.id, order.round, order.verb) == (self.device, self.round, "train")
-            yield Response(order=order, status="lost") if lost else response
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            request = response.request
+            lost = (request.device.id, request.round, request.verb) == (self.device, self.round, "train")
+            yield Response(request=request, status="lost") if lost else response
 
 
 def test_a_lost_reply_never_touched_the_residual(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("feddlr", *COMPRESSED, "fleet.participation=1.0", "data.partition.kind=iid"))
     store = LocalStateStore(tmp_path)
-    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
-    _, second = play(ready.federation, Loses(engine, 2, 2), begin(ready.federation), 2)
+    engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path))
+    _, second = run_rounds(ready.federation, Loses(engine, 2, 2), initial_checkpoint(ready.federation), 2)
     checkpoint = second.checkpoint
     assert checkpoint.acks[2] == 1
     assert checkpoint.acks[3] == 2
     kept = store.load(2, 1)["own"]
     assert kept["round"] == 1
-    assert tree.digest(kept) == checkpoint.own[2]
-    (third,) = play(ready.federation, engine, checkpoint, 3)
-    context = DeviceContext(
+    assert tree.digest(kept) == checkpoint.local_states[2]
+    (third,) = run_rounds(ready.federation, engine, checkpoint, 3)
+    device_context = DeviceContext(
         round=3, device=ready.federation.fleet.devices[2], data=ready.shares.train[2], public=None, seed=0
     )
-    broadcast = ready.federation.method.broadcast(checkpoint.state, context.device, desk_of(ready, 3))
-    local_state, _ = ready.federation.method.train(kept, broadcast, context)
-    assert tree.digest(local_state) == third.checkpoint.own[2]
+    broadcast = ready.federation.method.broadcast(checkpoint.state, device_context.device, desk_of(ready, 3))
+    local_state, _ = ready.federation.method.train(kept, broadcast, device_context)
+    assert tree.digest(local_state) == third.checkpoint.local_states[2]
 
 
 # --- what it refuses, and what it warns of ---------------------------------------------------------------------------
@@ -434,7 +436,7 @@ def vector(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def test_a_net_without_a_matrix_is_refused(small: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potluck.nets.zoo._import", lambda name, shape, classes: vector(shape, classes))
+    monkeypatch.setattr("potluck.core.plugins.own_object", lambda told, name, error: vector)
     with pytest.raises(ModelError, match="feddlr: the net has no matrix that factors make smaller"):
         prepare(small("feddlr", "model.name=anything:vector"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.methods.peer_world import CLASSES, context, fedh2l, fit, nets, rows, shard
+from tests.methods.peer_world import CLASSES, device_context, fedh2l, fit, nets, rows, shard
 from torch import Tensor, nn
 
 from potluck.core import meter, tree
@@ -49,11 +49,11 @@ def test_the_gradient_of_the_mutual_term_in_closed_form(others: int, tau: float)
     numbers = shard(torch.arange(6.0).reshape(6, 1).repeat(1, 5), torch.tensor([0, 1, 2, 0, 1, 2]))
     settings = fit(lr=1.0, momentum=0.0, batch_size=6)
     found = fedh2l(settings, Table, posts="float32", weight=0.7, temperature=tau, seed_ce=False, protect="none")
-    here = context(data=numbers, public=numbers)
-    local_state, posts = found.start(here), softmax_posts(others, tau)
+    here = device_context(data=numbers, public=numbers)
+    local_state, posts = found.initial_state(here), softmax_posts(others, tau)
     inbox: Any = {peer: {"posteriors": p} for peer, p in enumerate(posts, start=1)}
     z = local_state["weights"]["z_SC"]
-    gradient = z - found.absorb(local_state, inbox, here)["weights"]["z_SC"]
+    gradient = z - found.receive(local_state, inbox, here)["weights"]["z_SC"]
     p, mean = (z / tau).softmax(dim=1), torch.stack(posts).mean(dim=0)
     assert torch.allclose(gradient, 0.7 * tau * (p - mean) / 6, atol=1e-6)
     free = z.clone().requires_grad_()
@@ -126,56 +126,56 @@ def test_a_pool_less_ones_own_post_is_the_sum_of_the_others() -> None:
 
 
 def post_of(found: Any, number: int, round: int = 1, **where: Any) -> Any:
-    here = context(round, number, **where)
-    return found.post(found.start(here), here)
+    here = device_context(round, number, **where)
+    return found.publish(found.initial_state(here), here)
 
 
 def test_without_the_peers_opinion_it_is_local_training_and_steps_on_the_seeds() -> None:
-    found, here = fedh2l(weight=0.0, protect="none"), context()
-    local_state, _ = found.post(found.start(here), here)
-    after = found.absorb(local_state, {1: post_of(found, 1)[1]}, here)
+    found, here = fedh2l(weight=0.0, protect="none"), device_context()
+    local_state, _ = found.publish(found.initial_state(here), here)
+    after = found.receive(local_state, {1: post_of(found, 1)[1]}, here)
     net = nets().with_weights("phone", local_state["weights"])
     fit().train(net, here, data=here.public, epochs=1, purpose="mutual")
     assert tree.equal(after["weights"], weights_of(net))
 
 
 def test_without_anything_to_learn_it_is_local_training() -> None:
-    found, here = fedh2l(weight=0.0, seed_ce=False), context()
-    local_state, _ = found.post(found.start(here), here)
-    after = found.absorb(local_state, {1: post_of(found, 1)[1]}, here)
+    found, here = fedh2l(weight=0.0, seed_ce=False), device_context()
+    local_state, _ = found.publish(found.initial_state(here), here)
+    after = found.receive(local_state, {1: post_of(found, 1)[1]}, here)
     alone, _ = Local(net=nets(), fit=fit()).train(None, {}, here)
     assert tree.equal(after["weights"], alone["weights"])
 
 
 def test_equal_peers_stay_equal() -> None:
-    found, owns = fedh2l(), [fedh2l().start(context())] * 2
+    found, owns = fedh2l(), [fedh2l().initial_state(device_context())] * 2
     for round in (1, 2, 3):
-        here = context(round)
-        posted = [found.post(local_state, here) for local_state in owns]
-        owns = [found.absorb(posted[k][0], {7: posted[1 - k][1]}, here) for k in (0, 1)]
+        here = device_context(round)
+        posted = [found.publish(local_state, here) for local_state in owns]
+        owns = [found.receive(posted[k][0], {7: posted[1 - k][1]}, here) for k in (0, 1)]
         assert tree.equal(owns[0], owns[1])
 
 
 def test_an_empty_inbox_leaves_the_seeds() -> None:
-    found, here = fedh2l(), context()
-    local_state, _ = found.post(found.start(here), here)
+    found, here = fedh2l(), device_context()
+    local_state, _ = found.publish(found.initial_state(here), here)
     with meter.metering() as costs:
-        after = found.absorb(local_state, {}, here)
+        after = found.receive(local_state, {}, here)
     assert costs.notes["peers"] == 0
     assert "kl" not in costs.notes
     assert all(bool(value.isfinite().all()) for value in after["weights"].values())
     assert not tree.equal(after["weights"], local_state["weights"])
-    assert tree.equal(fedh2l(weight=0.0).absorb(local_state, {}, here), after)
-    assert tree.equal(fedh2l(seed_ce=False).absorb(local_state, {}, here), local_state)
+    assert tree.equal(fedh2l(weight=0.0).receive(local_state, {}, here), after)
+    assert tree.equal(fedh2l(seed_ce=False).receive(local_state, {}, here), local_state)
 
 
 @pytest.mark.parametrize("protect", ["private", "seed", "both", "none"])
 def test_what_is_noted_of_a_mutual_phase(protect: Any) -> None:
-    found, here = fedh2l(protect=protect), context()
-    local_state, _ = found.post(found.start(here), here)
+    found, here = fedh2l(protect=protect), device_context()
+    local_state, _ = found.publish(found.initial_state(here), here)
     other = post_of(found, 1, data=rows(24, seed=9))[1]
     with meter.metering() as costs:
-        found.absorb(local_state, {1: other}, here)
+        found.receive(local_state, {1: other}, here)
     assert costs.notes["kl"] > 0
     guarded = {"conflict_rate", "removed_norm", "cosine"}
     assert guarded & costs.notes.keys() == (set() if protect == "none" else guarded)
@@ -190,8 +190,8 @@ def test_protecting_the_private_fit_costs_it_less() -> None:
     losses = []
     for protect in ("private", "none"):
         found = fedh2l(fit(batch_size=24, epochs={"phone": 60}), protect=protect)  # type: ignore[arg-type]
-        here = context(data=data, public=wrong)
-        local_state = found.absorb(found.post(found.start(here), here)[0], {}, here)
+        here = device_context(data=data, public=wrong)
+        local_state = found.receive(found.publish(found.initial_state(here), here)[0], {}, here)
         net = nets().with_weights("phone", local_state["weights"])
         losses.append(float(F.cross_entropy(net(data.x), data.y).detach()))
     assert losses[0] < losses[1]
@@ -201,18 +201,18 @@ def test_running_statistics_follow_private_batches_only() -> None:
     def make() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, CLASSES))
 
-    found, here = fedh2l(make=make), context()
-    local_state, _ = found.post(found.start(here), here)
-    after = found.absorb(local_state, {1: post_of(found, 1)[1]}, here)
+    found, here = fedh2l(make=make), device_context()
+    local_state, _ = found.publish(found.initial_state(here), here)
+    after = found.receive(local_state, {1: post_of(found, 1)[1]}, here)
     for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
         assert torch.equal(local_state["weights"][name], after["weights"][name])
     assert not torch.equal(local_state["weights"]["1.weight"], after["weights"]["1.weight"])
 
 
 def test_a_batch_is_one_local_step_and_one_mutual_step() -> None:
-    found, here = fedh2l(fit(momentum=0.0), schedule="batch"), context()
-    start = found.start(here)
-    local_state, update = found.post(start, here)
+    found, here = fedh2l(fit(momentum=0.0), schedule="batch"), device_context()
+    start = found.initial_state(here)
+    local_state, update = found.publish(start, here)
     assert update["posteriors"].shape == (8, CLASSES)
     net = nets().with_weights("phone", start["weights"])
     picked = here.data.take(torch.randperm(24, generator=here.rng("step"))[:8])
@@ -222,7 +222,7 @@ def test_a_batch_is_one_local_step_and_one_mutual_step() -> None:
         assert value.grad is not None
         assert torch.allclose(local_state["weights"][name], start["weights"][name] - 0.1 * value.grad, atol=1e-6)
     with meter.metering() as costs:
-        found.absorb(local_state, {1: post_of(found, 1)[1]}, here)
+        found.receive(local_state, {1: post_of(found, 1)[1]}, here)
     assert costs.notes["conflict_rate"] in (0.0, 1.0)
 
 
@@ -255,13 +255,13 @@ def test_the_seed_digest_is_of_samples_labels_and_order() -> None:
 
 def test_a_stale_post_stands_in_and_expires() -> None:
     found, other = fedh2l(stale_rounds=1), post_of(fedh2l(), 1)[1]
-    local_state = found.start(context())
-    local_state = found.absorb(local_state, {1: other}, context(1))
+    local_state = found.initial_state(device_context())
+    local_state = found.receive(local_state, {1: other}, device_context(1))
     for round, expected in ((2, 1.0), (3, 0.0)):
         with meter.metering() as costs:
-            found.absorb(local_state, {}, context(round))
+            found.receive(local_state, {}, device_context(round))
         assert costs.notes["peers"] == expected
-    assert found.pool([other]) is None
+    assert found.combine([other]) is None
 
 
 WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -285,7 +285,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def received(found: Any, update: Any) -> None:
-    expected = found.expect(found.start(context()), context())
+    expected = found.update_spec(found.initial_state(device_context()), device_context())
     channel = Channel()
     channel.decode(channel.pack(update, {}), facts={}, spec=expected, limit=channel.limit(expected))
 

@@ -41,7 +41,7 @@ def device(number: int, tier: str) -> Device:
     )
 
 
-def context(devices: list[Device], round: int = 1) -> ServerContext:
+def server_context(devices: list[Device], round: int = 1) -> ServerContext:
     return ServerContext(round=round, devices=devices, held=None, public=None, seed=0)
 
 
@@ -89,7 +89,7 @@ class Toy:
 
     def play(self, rounds: int, change: Callable[[Any], Any] = lambda broadcast: broadcast) -> Tensor:
         for round in range(1, rounds + 1):
-            at = context(self.devices, round)
+            at = server_context(self.devices, round)
             self.state = self.method.aggregate(self.state, self.answers(at, change), at)
         return self.matrix
 
@@ -156,7 +156,7 @@ def test_the_record_tells_what_nobody_was_sent() -> None:
     assert costs.notes["largest rank absent"] == 0.0
     assert costs.seconds["svd"] > 0
     with meter.metering() as costs:
-        at = context(toy.devices)
+        at = server_context(toy.devices)
         toy.method.aggregate(toy.state, toy.answers(at)[1:], at)
     assert costs.notes["unsent energy"] == pytest.approx(float(s_K[8:].sum() / s_K.sum()), rel=1e-4)
     assert costs.notes["largest rank absent"] == 1.0
@@ -233,7 +233,7 @@ def test_products_are_averaged_never_factors(monkeypatch: pytest.MonkeyPatch, ag
 def test_history_joins_as_one_more_full_client() -> None:
     options = {"aggregation": "replace", "keep_history": True, "classifier_rows": "all"}
     toy = Toy(HARMONIC, [1.0, 8.0], weighting="size_softmax", temperature=2.0, **options)
-    at = context(toy.devices)
+    at = server_context(toy.devices)
     _, small = toy.answers(at)
     found = toy.method.aggregate(toy.state, [small], at)["weights"]["0.weight"]
     share = math.exp(-1 / 2) / (math.exp(-1 / 2) + math.exp(-8 / 2))
@@ -377,11 +377,11 @@ def test_masked_logits_do_not_learn(small: MakeExperiment) -> None:
     ready = prepare(small("fedhm", "method.mask_labels=true"))
     method, at = ready.federation.method, desk_of(ready)
     state = method.initial_state(desk_of(ready, 0))
-    context = task_of(ready, 0)
-    two = context.data.take((context.data.y < 2).nonzero().reshape(-1))
-    context = DeviceContext(round=1, device=context.device, data=two, public=None, seed=0)
-    broadcast = method.broadcast(state, context.device, at)
-    _, update = method.train(None, broadcast, context)
+    device_context = task_of(ready, 0)
+    two = device_context.data.take((device_context.data.y < 2).nonzero().reshape(-1))
+    device_context = DeviceContext(round=1, device=device_context.device, data=two, public=None, seed=0)
+    broadcast = method.broadcast(state, device_context.device, at)
+    _, update = method.train(None, broadcast, device_context)
     assert update["labels"] == [0, 1]
     moved = (update["full"]["classifier.weight"] - broadcast["full"]["classifier.weight"]).abs().amax(1)
     assert bool((moved[:2] > 0).all())
@@ -493,7 +493,7 @@ def depthwise(shape: tuple[int, ...], classes: int) -> nn.Module:
 def test_a_depthwise_layer_is_kept_full_and_said_once(
     small: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr("potluck.nets.zoo._import", lambda name, shape, classes: depthwise(shape, classes))
+    monkeypatch.setattr("potluck.core.plugins.own_object", lambda told, name, error: depthwise)
     experiment = small(method, "model.name=anything:depthwise")
     assert prepare(experiment).warnings == ["grouped convolutions stay full: 1"]
     found = run.run(experiment, tmp_path / "run")  # a warning of any other kind would be an error

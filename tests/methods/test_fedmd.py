@@ -31,7 +31,7 @@ def fedmd(**options: Any) -> FedMD:
     return FedMD(net=nets(), fit=settings, **options)
 
 
-def context(round: int, count: int = 2) -> ServerContext:
+def server_context(round: int, count: int = 2) -> ServerContext:
     return ServerContext(round=round, devices=[device(k) for k in range(count)], held=None, public=PUBLIC, seed=0)
 
 
@@ -42,14 +42,14 @@ def task_of(round: int, number: int, data: Shard) -> DeviceContext:
 def play(found: FedMD, data: Sequence[Shard], rounds: int, numbers: Sequence[int] | None = None) -> list[Any]:
     """(states, own states, ups) after some rounds in which everybody takes part; ``numbers`` seed the devices."""
     numbers = range(len(data)) if numbers is None else numbers
-    state, owns, ups = found.start(context(0)), [None] * len(data), []
+    state, owns, ups = found.initial_state(server_context(0)), [None] * len(data), []
     for round in range(1, rounds + 1):
-        table, replies = context(round, len(data)), []
+        table, replies = server_context(round, len(data)), []
         for k, shard in enumerate(data):
-            broadcast = found.cast(state, device(k), table)
+            broadcast = found.broadcast(state, device(k), table)
             owns[k], update = found.train(owns[k], broadcast, task_of(round, numbers[k], shard))  # type: ignore[call-overload]
             replies.append(Reply(device=device(k), round=round, update=update))
-        state, ups = found.merge(state, replies, table), [reply.update for reply in replies]
+        state, ups = found.aggregate(state, replies, table), [reply.update for reply in replies]
     return [state, owns, ups]
 
 
@@ -67,7 +67,7 @@ def test_one_device_has_nothing_to_digest_of_its_own_scores(loss: Any) -> None:
     with torch.no_grad():
         assert float(LOSSES[loss](net(PUBLIC.x), state["scores"], True)) < 1e-6
     with meter.metering() as costs:
-        found.train(owns[0], found.cast(state, device(0), context(2)), task_of(2, 0, rows(16)))
+        found.train(owns[0], found.broadcast(state, device(0), server_context(2)), task_of(2, 0, rows(16)))
     assert abs(costs.notes["digest_loss"]) < 1e-6
 
 
@@ -87,12 +87,12 @@ def test_sharpened_posteriors_are_the_softmax_of_their_mean() -> None:
 
 
 def test_missing_devices_leave_the_mean_to_the_rest() -> None:
-    found, table = fedmd(), context(1)
-    start = found.start(context(0))
-    _, update = found.train(None, found.cast(start, device(0), table), task_of(1, 0, rows(16)))
-    state = found.merge(start, [Reply(device=device(0), round=1, update=update)], table)
+    found, table = fedmd(), server_context(1)
+    start = found.initial_state(server_context(0))
+    _, update = found.train(None, found.broadcast(start, device(0), table), task_of(1, 0, rows(16)))
+    state = found.aggregate(start, [Reply(device=device(0), round=1, update=update)], table)
     assert torch.equal(state["scores"], update["scores"])
-    assert found.merge(state, [], context(2)) is state
+    assert found.aggregate(state, [], server_context(2)) is state
 
 
 def test_without_digests_it_is_local_training_after_the_warm_start() -> None:

@@ -37,7 +37,7 @@ def steps(little: int | str, large: int | str) -> tuple[str, str]:
     return f"method.steps.small={little}", f"method.steps.large={large}"
 
 
-def context(found: Prepared, round: int = 1) -> ServerContext:
+def server_context(found: Prepared, round: int = 1) -> ServerContext:
     federation = found.federation
     return ServerContext(
         round=round,
@@ -51,12 +51,12 @@ def context(found: Prepared, round: int = 1) -> ServerContext:
 def one_round(found: Prepared, method: Any, state: Any, round: int = 1) -> tuple[Any, list[Reply[Any]]]:
     replies = []
     for device in found.federation.fleet.devices:
-        context = DeviceContext(
+        device_context = DeviceContext(
             round=round, device=device, data=found.shares.train[device.id], public=None, seed=found.federation.seed
         )
-        update = method.train(None, method.broadcast(state, device, context(found, round)), context)[1]
+        update = method.train(None, method.broadcast(state, device, server_context(found, round)), device_context)[1]
         replies.append(Reply(device=device, round=round, update=update))
-    return method.aggregate(state, replies, context(found, round)), replies
+    return method.aggregate(state, replies, server_context(found, round)), replies
 
 
 def whole(state: Any, key: str) -> dict[str, torch.Tensor]:
@@ -78,7 +78,7 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, grou
 
     method = found.federation.method
     plain = FedAvg(net=TierNets({"small": make, "large": make}, seed=seed, channels_last=True), fit=method.fit)
-    ours, theirs = method.initial_state(context(found)), plain.start(context(found))
+    ours, theirs = method.initial_state(server_context(found)), plain.initial_state(server_context(found))
     for round in (1, 2):
         ours, _ = one_round(found, method, ours, round)
         theirs, _ = one_round(found, plain, theirs, round)
@@ -88,11 +88,11 @@ def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, grou
 
 def test_one_reply_is_the_new_state(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     _, replies = one_round(found, method, state)
-    after = method.aggregate(state, replies[:1], context(found))
-    assert tree.equal(after["weights"], replies[0].up["weights"])
-    assert tree.equal(after["groups"]["2"], replies[0].up["group"])
+    after = method.aggregate(state, replies[:1], server_context(found))
+    assert tree.equal(after["weights"], replies[0].update["weights"])
+    assert tree.equal(after["groups"]["2"], replies[0].update["group"])
     assert tree.equal(after["groups"]["8"], state["groups"]["8"])
 
 
@@ -101,7 +101,9 @@ def test_checkpoints_change_nothing(small: MakeExperiment, solver: str) -> None:
     ends = []
     for checkpoint in ("false", "true"):
         found = ready(small, f"method.checkpoint={checkpoint}", f"method.solver={solver}", *steps(1, 2))
-        ends.append(one_round(found, found.federation.method, found.federation.method.initial_state(context(found)))[0])
+        ends.append(
+            one_round(found, found.federation.method, found.federation.method.initial_state(server_context(found)))[0]
+        )
     assert tree.equal(ends[0], ends[1])
 
 
@@ -122,7 +124,7 @@ def test_checkpoints_change_nothing(small: MakeExperiment, solver: str) -> None:
 def test_bytes_of_both_directions(small: MakeExperiment, options: tuple[str, ...], size: int) -> None:
     found = ready(small, "data.source=synthetic:60,3,32,32", *steps(2, 2), *options)
     method, device = found.federation.method, found.federation.fleet.devices[0]
-    broadcast = method.broadcast(method.initial_state(context(found)), device, context(found))
+    broadcast = method.broadcast(method.initial_state(server_context(found)), device, server_context(found))
     assert frame.read_header(frame.encode(broadcast)).tensor_bytes == size
     assert not broadcast["weights"].keys() & broadcast.get("group", {}).keys()
     net = method.net.borrow("2", {**broadcast["weights"], **broadcast.get("group", {})}, lambda: method._net("small"))
@@ -135,7 +137,7 @@ def test_bytes_of_both_directions(small: MakeExperiment, options: tuple[str, ...
 
 def test_weights_of_one_step_count_serve_any_other(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 20))
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     state, _ = one_round(found, method, state)
     few, many = (method.model(state, None, found.federation.fleet.devices[i]) for i in (0, -1))
     assert {k: v.shape for k, v in few.state_dict().items()} == {k: v.shape for k, v in many.state_dict().items()}
@@ -149,11 +151,11 @@ def test_weights_of_one_step_count_serve_any_other(small: MakeExperiment) -> Non
 
 def test_a_step_count_that_is_new_starts_from_the_nearest(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8), "method.step=learned")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     state, _ = one_round(found, method, state)
     device = found.federation.fleet.devices[0]
     other = dataclasses.replace(method, steps={"small": 6, "large": [2, 4, 8]})
-    broadcast = other.cast(state, device, context(found))
+    broadcast = other.broadcast(state, device, server_context(found))
     lengths = {name: value for name, value in broadcast["group"].items() if name.endswith(".h")}
     assert all(value.tolist() == pytest.approx([1 / 6] * 6) for value in lengths.values())
     norms = {name: value for name, value in broadcast["group"].items() if name not in lengths}
@@ -176,7 +178,7 @@ def test_the_nearest_key() -> None:
 
 def test_a_group_is_the_mean_of_its_own_replies(small: MakeExperiment) -> None:
     found = ready(small, *steps(2, 8))
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     before, replies = one_round(found, method, state)
     changed = []
     for reply in replies:
@@ -186,16 +188,16 @@ def test_a_group_is_the_mean_of_its_own_replies(small: MakeExperiment) -> None:
             else reply.update["group"]
         )
         changed.append(dataclasses.replace(reply, update={**reply.update, "group": group}))
-    after = method.aggregate(state, changed, context(found))
+    after = method.aggregate(state, changed, server_context(found))
     assert tree.equal(after["groups"]["2"], before["groups"]["2"])
     assert tree.equal(after["weights"], before["weights"])
     n = [reply.update["samples"] for reply in replies[2:]]
     for name, value in after["groups"]["8"].items():
-        mean = sum(k * r.up["group"][name].double() for k, r in zip(n, changed[2:], strict=True)) / sum(n)
+        mean = sum(k * r.update["group"][name].double() for k, r in zip(n, changed[2:], strict=True)) / sum(n)
         torch.testing.assert_close(value, mean.float())
-    only = method.aggregate(state, changed[:2], context(found))
+    only = method.aggregate(state, changed[:2], server_context(found))
     assert tree.equal(only["groups"]["8"], state["groups"]["8"])
-    assert method.aggregate(state, [], context(found)) is state
+    assert method.aggregate(state, [], server_context(found)) is state
 
 
 # 13: evaluation at each depth
@@ -220,7 +222,7 @@ def test_a_run_shows_accuracy_and_steps_of_each_tier(small: MakeExperiment, tmp_
 def test_averaged_statistics_move_a_net_whose_weights_stay(small: MakeExperiment, groups: str, moves: bool) -> None:
     found = ready(small, *steps(2, 8), "model.norm=batch", f"method.norm_groups={groups}")
     method = found.federation.method
-    state, replies = one_round(found, method, method.initial_state(context(found)))
+    state, replies = one_round(found, method, method.initial_state(server_context(found)))
     device, x = found.federation.fleet.devices[0], found.shares.test.x[:20]
     same = []
     for reply in replies:  # all θ are those of the state, only the statistics are the devices' own
@@ -231,8 +233,8 @@ def test_averaged_statistics_move_a_net_whose_weights_stay(small: MakeExperiment
                 update[node] = {name: v if "running" in name else held[name] for name, v in update[node].items()}
         same.append(dataclasses.replace(reply, update=update))
     with torch.no_grad():
-        alone = method.model(method.aggregate(state, same[:2], context(found)), None, device).eval()(x)
-        together = method.model(method.aggregate(state, same, context(found)), None, device).eval()(x)
+        alone = method.model(method.aggregate(state, same[:2], server_context(found)), None, device).eval()(x)
+        together = method.model(method.aggregate(state, same, server_context(found)), None, device).eval()(x)
     assert torch.equal(alone, together) != moves
 
 
@@ -241,7 +243,7 @@ def test_averaged_statistics_move_a_net_whose_weights_stay(small: MakeExperiment
 
 def test_random_steps_stay_within_the_budget_and_leave_the_net_as_it_was(small: MakeExperiment) -> None:
     found = ready(small, *steps(3, "[1,2,4]"), "method.random_steps=true")
-    method, state = found.federation.method, found.federation.method.initial_state(context(found))
+    method, state = found.federation.method, found.federation.method.initial_state(server_context(found))
     net = method._net("large")
     seen = []
 
@@ -267,11 +269,11 @@ def test_random_steps_stay_within_the_budget_and_leave_the_net_as_it_was(small: 
 def test_a_time_channel_is_drawn_from_the_seed_and_trained(small: MakeExperiment) -> None:
     found = ready(small, "method.time_channel=true", "data.source=synthetic:60,3,32,32")
     method = found.federation.method
-    first, second = (method.initial_state(context(found))["weights"] for _ in range(2))
+    first, second = (method.initial_state(server_context(found))["weights"] for _ in range(2))
     assert tree.equal(first, second)
-    net = method.model(method.initial_state(context(found)), None, found.federation.fleet.devices[0])
+    net = method.model(method.initial_state(server_context(found)), None, found.federation.fleet.devices[0])
     assert sum(p.numel() for p in net.parameters()) == 169_850
-    state, _ = one_round(found, method, method.initial_state(context(found)))
+    state, _ = one_round(found, method, method.initial_state(server_context(found)))
     name = "trunk.ode1.block.conv1.weight"
     assert not torch.equal(state["weights"][name][:, -1], first[name][:, -1])
 
@@ -281,7 +283,7 @@ def test_the_faithful_profile(small: MakeExperiment) -> None:
     experiment, method = found.experiment, found.federation.method
     assert (experiment.model.norm, method.step, method.norm_groups) == ("batch", "unit_step", "global")
     assert (experiment.train.lr, experiment.train.batch_size) == (0.05, 16), "the file says 16"
-    assert method.initial_state(context(found))["groups"] == {}
+    assert method.initial_state(server_context(found))["groups"] == {}
     said = " ".join(found.warnings)
     assert 'profile = "faithful" is overridden: method.solver = rk4.' in said
     assert "the devices integrate different equations" in said

@@ -65,7 +65,7 @@ def nets(net: Any = make) -> TierNets:
     return TierNets({"phone": net, "laptop": net}, seed=0)
 
 
-def context(count: int = 21, tier: str = "phone") -> DeviceContext:
+def device_context(count: int = 21, tier: str = "phone") -> DeviceContext:
     return DeviceContext(round=1, device=device(tier), data=share(count), public=None, seed=0)
 
 
@@ -75,10 +75,10 @@ def start(net: Any = make) -> State:
 
 def test_without_its_term_it_is_fedavg_bitwise() -> None:
     for options in ({}, {"send": "update"}):
-        _, plain = FedAvg(net=nets(), fit=fit(), **options).train(None, start(), context())  # type: ignore[arg-type]
-        _, prox = FedProx(net=nets(), fit=fit(), mu=0.0, **options).train(None, start(), context())  # type: ignore[arg-type]
+        _, plain = FedAvg(net=nets(), fit=fit(), **options).train(None, start(), device_context())  # type: ignore[arg-type]
+        _, prox = FedProx(net=nets(), fit=fit(), mu=0.0, **options).train(None, start(), device_context())  # type: ignore[arg-type]
         assert tree.equal(plain, prox)
-        _, pulled = FedProx(net=nets(), fit=fit(), mu=0.1, **options).train(None, start(), context())  # type: ignore[arg-type]
+        _, pulled = FedProx(net=nets(), fit=fit(), mu=0.1, **options).train(None, start(), device_context())  # type: ignore[arg-type]
         assert not tree.equal(plain, pulled)
 
 
@@ -103,7 +103,7 @@ def quadratic(out: Tensor, y: Tensor) -> Tensor:
 def steps(mu: float, count: int, lr: float = ETA, **changed: Any) -> float:
     """w after so many full-batch steps of FedProx from w_t = 3."""
     settings = fit(quadratic, **{"epochs": {"phone": count}, "batch_size": 100, "momentum": 0.0, "lr": lr, **changed})
-    _, update = FedProx(net=nets(Point), fit=settings, mu=mu).train(None, start(Point), context())
+    _, update = FedProx(net=nets(Point), fit=settings, mu=mu).train(None, start(Point), device_context())
     return float(update["weights"]["w"])
 
 
@@ -142,7 +142,7 @@ def test_the_term_stands_in_the_loss_where_momentum_and_decay_see_it() -> None:
 
 def test_the_norm_is_squared_and_one_sum_over_all_parameters_and_no_buffer() -> None:
     """Against the loop written out, with batches, batch norm and dropout."""
-    mu, given = 0.7, context()
+    mu, given = 0.7, device_context()
     net = nets()("phone")
     anchor = [w.detach().clone() for w in net.parameters()]
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -164,8 +164,8 @@ def test_the_norm_is_squared_and_one_sum_over_all_parameters_and_no_buffer() -> 
 
 def test_a_tier_may_do_less_work_and_counts_in_full() -> None:
     found = FedProx(net=nets(Point), fit=fit(quadratic, batch_size=100, momentum=0.0, lr=ETA), mu=1.0)
-    _, few = found.train(None, start(Point), context(21, "phone"))
-    _, many = found.train(None, start(Point), context(21, "laptop"))
+    _, few = found.train(None, start(Point), device_context(21, "phone"))
+    _, many = found.train(None, start(Point), device_context(21, "laptop"))
     assert float(few["weights"]["w"]) == pytest.approx(steps(1.0, 2))
     assert float(many["weights"]["w"]) == pytest.approx(steps(1.0, 5))
     assert few["samples"] == many["samples"] == 21
@@ -174,5 +174,5 @@ def test_a_tier_may_do_less_work_and_counts_in_full() -> None:
 def test_what_was_received_is_not_written_to() -> None:
     given = start()
     before = tree.map(given, torch.clone)
-    FedProx(net=nets(), fit=fit(), mu=1.0).train(None, given, context())
+    FedProx(net=nets(), fit=fit(), mu=1.0).train(None, given, device_context())
     assert tree.equal(given, before)

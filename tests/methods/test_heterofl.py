@@ -13,14 +13,13 @@ from torch import nn
 from potluck.core import tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError
-from potluck.core.mean import CoordinateMean
+from potluck.core.mean import CoordinateMean, WeightedMean
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
 from potluck.nets.batch_statistics import from_moments, moments, statistics_of, without_running_statistics
 from potluck.nets.zoo import count_parameters
 from potluck.wire import frame
-from potluck.core.mean import WeightedMean
 
 MakeExperiment = Callable[..., Experiment]
 WIDTHS = "method.width={small=0.25,large=1.0}"
@@ -42,8 +41,8 @@ def exchanged(ready: Prepared, number: int) -> tuple[Any, Any, Reply[Any]]:
     method, one = ready.federation.method, ready.federation.fleet.devices[number]
     state = method.initial_state(desk_of(ready, 0))
     broadcast = method.broadcast(state, one, desk_of(ready))
-    context = DeviceContext(round=1, device=one, data=ready.shares.train[number], public=None, seed=0)
-    return state, broadcast, Reply(device=one, round=1, update=method.train(None, broadcast, context)[1])
+    device_context = DeviceContext(round=1, device=one, data=ready.shares.train[number], public=None, seed=0)
+    return state, broadcast, Reply(device=one, round=1, update=method.train(None, broadcast, device_context)[1])
 
 
 def test_width_one_everywhere_is_fedavg(small: MakeExperiment, tmp_path: Path) -> None:
@@ -95,11 +94,11 @@ def test_an_entry_that_one_device_held_is_its_value(small: MakeExperiment) -> No
     name = "stages.stage3.0.conv2.weight"
     rows, columns = broadcast["weights"][name].shape[:2]
     merged = method.aggregate(state, [weak, strong], desk_of(ready))["weights"]
-    assert torch.equal(merged[name][rows:], strong.up["weights"][name][rows:])
-    both = (weak.up["weights"][name].double() + strong.up["weights"][name][:rows, :columns].double()) / 2
+    assert torch.equal(merged[name][rows:], strong.update["weights"][name][rows:])
+    both = (weak.update["weights"][name].double() + strong.update["weights"][name][:rows, :columns].double()) / 2
     assert torch.equal(merged[name][:rows, :columns], both.float())
     alone = method.aggregate(state, [weak], desk_of(ready))["weights"]
-    assert torch.equal(alone[name][:rows, :columns], weak.up["weights"][name])
+    assert torch.equal(alone[name][:rows, :columns], weak.update["weights"][name])
     assert torch.equal(alone[name][rows:], state["weights"][name][rows:])
 
 
@@ -119,10 +118,10 @@ def test_the_classifier_learns_from_those_who_have_the_class(small: MakeExperime
     method = ready.federation.method
     state, _, weak = exchanged(ready, 0)
     _, _, strong = exchanged(ready, 2)
-    weak.up["labels"][:] = [1]
-    strong.up["labels"][:] = [1, 2]
+    weak.update["labels"][:] = [1]
+    strong.update["labels"][:] = [1, 2]
     merged = method.aggregate(state, [weak, strong], desk_of(ready))["weights"]
-    bias = {"weak": weak.up["weights"]["classifier.bias"], "strong": strong.up["weights"]["classifier.bias"]}
+    bias = {"weak": weak.update["weights"]["classifier.bias"], "strong": strong.update["weights"]["classifier.bias"]}
     assert torch.equal(merged["classifier.bias"][2], bias["strong"][2])
     assert torch.allclose(merged["classifier.bias"][1], (bias["weak"][1] + bias["strong"][1]) / 2)
     assert torch.equal(merged["classifier.bias"][3], state["weights"]["classifier.bias"][3])

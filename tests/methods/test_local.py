@@ -13,7 +13,7 @@ from torch import Tensor
 from potluck.core import seeds, tree
 from potluck.engines.contract import Engine, Request, Response
 from potluck.engines.local.inprocess import InProcess
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -38,10 +38,10 @@ class Watched:
         self.inner = inner
         self.trained: list[tuple[int, int]] = []
 
-    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
-        for response in self.inner.exchange(orders, deadline_s):
-            if response.order.verb == "train":
-                self.trained.append((response.order.round, response.order.device.id))
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            if response.request.verb == "train":
+                self.trained.append((response.request.round, response.request.device.id))
             yield response
 
 
@@ -63,22 +63,22 @@ def alone(ready: Prepared, device: int, rounds: list[int]) -> dict[str, Tensor]:
 
 def test_each_device_is_what_it_would_be_alone(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=4", *SETTINGS))
-    engine = Watched(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path)))
-    *_, last = play(ready.federation, engine, begin(ready.federation), 4)
+    engine = Watched(InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path)))
+    *_, last = run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), 4)
     drawn: dict[int, list[int]] = {device.id: [] for device in ready.federation.fleet.devices}
     for round, device in engine.trained:
         drawn[device].append(round)
     assert len({len(rounds) for rounds in drawn.values()}) > 1, "some were drawn more often than others"
     for device, rounds in drawn.items():
         digest = tree.digest({"weights": alone(ready, device, rounds)}) if rounds else ""
-        assert last.checkpoint.own.get(device, "") == digest
+        assert last.checkpoint.local_states.get(device, "") == digest
         assert last.checkpoint.acks.get(device, 0) == max(rounds, default=0)
 
 
 def test_a_device_that_was_never_drawn_keeps_its_initial_net(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=1", *SETTINGS))
-    engine = Watched(InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path)))
-    (result,) = play(ready.federation, engine, begin(ready.federation), 1)
+    engine = Watched(InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path)))
+    (result,) = run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), 1)
     idle = [device for device in ready.federation.fleet.devices if (1, device.id) not in engine.trained]
     assert idle
     for device in idle:
@@ -91,8 +91,8 @@ def test_a_device_that_was_never_drawn_keeps_its_initial_net(small: MakeExperime
 
 def test_only_headers_cross_the_links(small: MakeExperiment, tmp_path: Path) -> None:
     ready = prepare(small("local", "rounds=2", *SETTINGS))
-    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
-    for result in play(ready.federation, engine, begin(ready.federation), 2):
+    engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path))
+    for result in run_rounds(ready.federation, engine, initial_checkpoint(ready.federation), 2):
         rows = [row for row in result.rows if row.verb == "train"]
         assert rows
         assert {row.tensor_bytes for row in rows} == {0}

@@ -18,7 +18,7 @@ from potluck.core.errors import ConfigError, WireError
 from potluck.core.spec import Array, Exactly, Free, spec_of
 from potluck.engines.contract import Request, Response
 from potluck.engines.local.inprocess import InProcess
-from potluck.engines.round import begin, play
+from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import build, run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import prepare
@@ -223,32 +223,32 @@ class Spoils:
         self.inner, self.how = inner, how
         self.orders: dict[tuple[int, int, str], Request] = {}
 
-    def exchange(self, orders: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
-        for response in self.inner.exchange(orders, deadline_s):
-            order = response.order
-            self.orders[order.device.id, order.round, order.verb] = order
-            if (order.device.id, order.round, order.verb) != (2, 2, "train"):
+    def exchange(self, requests: Iterable[Request], deadline_s: float | None) -> Iterator[Response]:
+        for response in self.inner.exchange(requests, deadline_s):
+            request = response.request
+            self.orders[request.device.id, request.round, request.verb] = request
+            if (request.device.id, request.round, request.verb) != (2, 2, "train"):
                 yield response
             elif self.how == "rejected":
-                yield Response(order=order, status="ok", frame=response.frame[:-1])
+                yield Response(request=request, status="ok", frame=response.frame[:-1])
             else:
-                yield Response(order=order, status=self.how)  # type: ignore[arg-type]
+                yield Response(request=request, status=self.how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["lost", "late", "rejected"])
 def test_a_reply_that_did_not_merge_left_no_memory(small: MakeExperiment, how: str, tmp_path: Path) -> None:
     sparse = (UPDATE, "wire.up=[{topk=0.05}]", "fleet.participation=1.0", "data.partition.kind=iid")
     ready = prepare(small("fedavg", *sparse))
-    engine = InProcess(runtime=build.make_runtime(ready.experiment, ready.shares, tmp_path))
+    engine = InProcess(runtime=build.make_runtime(ready.resolved, ready.shares, tmp_path))
     spoiled = Spoils(engine, how)
-    first, second = play(ready.federation, spoiled, begin(ready.federation), 2)
+    first, second = run_rounds(ready.federation, spoiled, initial_checkpoint(ready.federation), 2)
     assert (second.checkpoint.acks[2], second.checkpoint.acks[3]) == (1, 2)
     assert second.checkpoint.codec[2] == first.checkpoint.codec[2]
     acknowledged = engine.runtime.store.load(2, 1)
-    (third,) = play(ready.federation, spoiled, second.checkpoint, 3)
+    (third,) = run_rounds(ready.federation, spoiled, second.checkpoint, 3)
     order = spoiled.orders[2, 3, "train"]
     assert order.ack == 1
-    alone = build.make_runtime(ready.experiment, ready.shares, tmp_path / "alone")  # holds the acknowledged memory only
+    alone = build.make_runtime(ready.resolved, ready.shares, tmp_path / "alone")  # holds the acknowledged memory only
     alone.store.save(2, 1, 1, acknowledged)
     alone.answer(order)
     assert tree.digest(alone.store.load(2, 3)["codec"]) == third.checkpoint.codec[2]
@@ -262,10 +262,10 @@ REFUSED = {
     (UPDATE, "wire.up=[{topk=nan}]"): "wire.up.0..topk = nan: expected a finite number",
     (UPDATE, "wire.up=[{topk=0.1,decay=2}]"): "decay = 2: expected 0",
     (UPDATE, "wire.up=[{topk=0.1,scope=1}]"): "expected { topk = 0.01 }",
-    (UPDATE, "wire.up=[{int8=1}]"): "expected some of float16",
+    (UPDATE, "wire.up=[{int8=1}]"): "int8 takes no settings",
     (UPDATE, 'wire.up=["int8","topk"]'): "topk comes first",
     (UPDATE, 'wire.up=["topk",{topk=0.1}]'): "each codec at most once",
-    (UPDATE, 'wire.up=["topk","int8","float16"]'): "one of float16, bfloat16, int8 at a time",
+    (UPDATE, 'wire.up=["topk","int8","float16"]'): "one of int8, float16 at a time",
     ("method.name=local", 'wire.up=["topk"]'): "local forbids it",
 }
 

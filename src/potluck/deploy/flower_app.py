@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 
 from potluck.core.errors import ConfigError
-from potluck.engines.flower.superlink import APPS
+from potluck.engines.flower.superlink import APPS, require_flower
 from potluck.experiment.config import Experiment
 from potluck.experiment.resolve import Resolved, method_name, resolve
 from potluck.methods import METHODS
@@ -25,7 +25,11 @@ PROJECT = {
 
 
 def on_flower(experiment: Experiment) -> Resolved:
-    """The experiment as it runs on Flower, resolved: a method among peers goes through a relay. Raises ConfigError."""
+    """The experiment as it runs on Flower, resolved: a method among peers goes through a relay.
+
+    Raises ConfigError, or MissingExtraError without Flower.
+    """
+    require_flower()
     if experiment.fleet.deadline_s < LEAST_DEADLINE_S:
         raise ConfigError(
             f"fleet.deadline_s = {experiment.fleet.deadline_s:g}: on Flower a round of empty messages alone takes 6 to "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+from importlib.util import find_spec
 from typing import Any
 
 from potluck.core.errors import DataError
@@ -49,9 +50,9 @@ def kind_of(source: str) -> tuple[str, str]:
     """(the name of the source, what stands behind it): of ``npz:my.npz`` and of one's own ``package.module:object``."""
     kind, _, where = source.partition(":")
     own = OWN.fullmatch(source)
-    if kind not in list(SOURCES) and own is not None:
-        return own[1], own[3] or ""
-    return kind, where
+    if kind in list(SOURCES) or own is None or find_spec(kind.partition(".")[0]) is None:
+        return kind, where
+    return own[1], own[3] or ""
 
 
 def load(source: str, *, column: str | None = None) -> Dataset:

@@ -109,7 +109,7 @@ def main() -> None:
         (found,) = entry_points(group="console_scripts", name=CLIENT)
         answer = found.load()
         import_module(APPS)
-        import_module("potluck.engines.flower.engine.polling").poll_often_on_device()
+        import_module("potluck.engines.flower.polling").poll_often_on_device()
         gc.freeze()  # forks share the pages of all this for good
         gc.enable()
         answer_all(door, answer)

@@ -10,7 +10,7 @@ from potluck.data.dataset import Dataset, dataset, split_dataset
 from potluck.data.partition.domains import rotate, rotated
 from potluck.data.partition.rules import Domains
 from potluck.data.shares import share_out
-from potluck.data.sources_old import load
+from potluck.data.sources import load
 
 
 def numbered(count: int, start: int = 0) -> torch.Tensor:

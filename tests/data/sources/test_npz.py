@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError
+from potluck.data.sources import load
 from potluck.data.sources.npz import images
-from potluck.data.sources_old import load
 
 Arrays = dict[str, Any]
 

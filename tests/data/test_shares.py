@@ -14,7 +14,7 @@ from potluck.core.errors import DataError
 from potluck.data.dataset import Dataset, dataset, stratified
 from potluck.data.partition.rules import PartitionSpec
 from potluck.data.shares import Shares, share_out
-from potluck.data.sources_old import load
+from potluck.data.sources import load
 from potluck.data.statistics import moments
 
 SPEC: TypeAdapter[PartitionSpec] = TypeAdapter(PartitionSpec)

@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 from flwr.superlink.grid import http_grid
 from flwr.supernode.runtime import run_clientapp
 
+from potluck.engines.flower import polling
 from potluck.engines.flower.frames import pack
 from potluck.engines.flower.polling import ReplyPoller, pause, poll_often, poll_often_on_device
 
@@ -32,7 +33,7 @@ def grid_of(slow: threading.Event, seen: list[str]) -> Any:
 
 
 def test_an_upload_under_way_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower_looks, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(polling, "PATIENCE_S", 0.05)
     slow, seen = threading.Event(), list[str]()
     looks = ReplyPoller(grid=grid_of(slow, seen))
     found = list[Any]()
@@ -48,7 +49,7 @@ def test_an_upload_under_way_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_nobody_waits_for_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower_looks, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(polling, "PATIENCE_S", 0.05)
     slow = threading.Event()
     looks = ReplyPoller(grid=grid_of(slow, []))
     assert not list(looks.replies(["slow"]))
@@ -65,7 +66,7 @@ def test_many_replies_are_looked_for_at_a_bearable_rate() -> None:
 def test_flower_looks_at_an_upload_as_often_as_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function is Flower's own and not part of its interface: this fails where a new version has none."""
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
-    monkeypatch.setattr(flower_looks, "UPLOAD_POLL_S", 0.01)
+    monkeypatch.setattr(polling, "UPLOAD_POLL_S", 0.01)
     poll_often()
     asked = list[str]()
 
@@ -84,7 +85,7 @@ def test_a_message_looks_at_its_order_as_often_as_we_say(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         run_clientapp, "pull_and_inflate_object_from_tree", run_clientapp.pull_and_inflate_object_from_tree
     )
-    monkeypatch.setattr(flower_looks, "UPLOAD_POLL_S", 0.01)
+    monkeypatch.setattr(polling, "UPLOAD_POLL_S", 0.01)
     poll_often_on_device()
     record, asked = pack(b"frame"), list[str]()
     contents = {name: part.deflate() for name, part in get_all_nested_objects(record).items()}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError, MissingExtraError
-from potluck.data.sources_old import SOURCES, describe, load
+from potluck.data.sources import SOURCES, load
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -42,7 +42,7 @@ def write_cifar(directory: Path, count: int = 4) -> None:
 
 def test_importing_the_sources_loads_no_optional_package() -> None:
     code = (
-        "import sys, potluck.data.sources, potluck.data.shard, potluck.data.split; "
+        "import sys, potluck.data.sources, potluck.data.shares, potluck.deploy.split; "
         "print([m for m in ('datasets', 'flwr_datasets', 'sklearn', 'PIL', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -128,16 +128,16 @@ def test_cifar10_reads_the_binary_batches(tmp_path: Path, inner: str) -> None:
     assert np.array_equal(data.x_train[0].flatten().numpy(), first[1:3073])
 
 
-def test_describe_has_a_line_for_each_source() -> None:
-    lines = describe().splitlines()
-    assert len(lines) == len(SOURCES) == 7
-    assert all(line.startswith(source.form) for line, source in zip(lines, SOURCES.values(), strict=True))
+def test_each_source_says_how_it_is_written_and_what_it_is() -> None:
+    assert len(SOURCES) == 7
+    assert all(source.form.partition(":")[0] == name for name, source in SOURCES.items())
+    assert all(20 < len(source.summary) < 100 for source in SOURCES.values())
 
 
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("mnist", "choose one of digits, idx:DIR"),
+        ("mnist", "choose one of cifar10:DIR, digits"),
         ("digit", "did you mean 'digits'"),
         ("npy:file", "did you mean 'npz:FILE'"),
         ("digits:here", "takes no path"),

@@ -19,7 +19,7 @@ from potluck.experiment import run, store
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment
 from potluck.methods import METHODS
-from potluck.planning import fit
+from potluck.planning import dry_round, fit
 from potluck.planning.plan import MethodPlan, TierPlan, methods_of, plan, plan_one
 from potluck.planning.tensor_bytes import TensorBytes
 
@@ -135,10 +135,10 @@ def test_flops_are_those_that_torch_counts(small: MakeExperiment, tmp_path: Path
 
 def real_flops(ready: Any, device: Any) -> float:
     from potluck.core.contexts import DeviceContext  # noqa: PLC0415  only this needs it
-    from potluck.engines.round import begin  # noqa: PLC0415
+    from potluck.engines.round import initial_checkpoint  # noqa: PLC0415
 
     method = ready.federation.method
-    down = method.broadcast(begin(ready.federation).state, device, ready.federation.server_context(1))
+    down = method.broadcast(initial_checkpoint(ready.federation).state, device, ready.federation.server_context(1))
     task = DeviceContext(round=1, device=device, data=ready.shares.train[device.id], public=ready.shares.public, seed=0)
     method.train(None, down, task)  # measures its own costs, once
     with FlopCounterMode(display=False) as counter:
@@ -151,7 +151,7 @@ def test_a_small_part_of_the_work_says_the_same(small: MakeExperiment, monkeypat
         "fedavg", *ALL_THERE, "data.source=synthetic:800,1,12,12", "train.batch_size=32", "train.epochs=2"
     )
     whole = plan_one(experiment)
-    monkeypatch.setattr(plan_dry, "AFFORDABLE_FLOPS", 1e7)
+    monkeypatch.setattr(dry_round, "AFFORDABLE_FLOPS", 1e7)
     part = plan_one(experiment)
     for one, other in zip(whole.tiers, part.tiers, strict=True):
         assert other.flops == pytest.approx(one.flops, rel=1e-6)

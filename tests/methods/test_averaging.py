@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from potluck.core import tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, WireError
+from potluck.core.mean import WeightedMean
 from potluck.core.options import Setup
 from potluck.core.spec import Spec
 from potluck.core.types import Device, Shard
@@ -20,7 +21,6 @@ from potluck.methods.fedavg import FedAvg
 from potluck.nets.tier_nets import TierNets
 from potluck.training.fit import Fit, Trained, cross_entropy
 from potluck.wire import check, frame
-from potluck.core.mean import WeightedMean
 
 DEVICES = [
     Device(
@@ -93,7 +93,7 @@ FLOATING = [name for name, value in THETAS[0].items() if value.is_floating_point
 
 @pytest.mark.parametrize(("weighting", "v"), [("samples", [5.0, 1.0, 14.0]), ("uniform", [1.0, 1.0, 1.0])])
 def test_the_next_weights_are_the_weighted_mean(weighting: str, v: list[float]) -> None:
-    got = method(weighting=weighting).merge(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
+    got = method(weighting=weighting).aggregate(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
     assert got.keys() == THETAS[0].keys()
     for name in FLOATING:
         assert got[name].dtype == torch.float32
@@ -103,16 +103,16 @@ def test_the_next_weights_are_the_weighted_mean(weighting: str, v: list[float]) 
 
 def test_counters_keep_the_largest_and_their_dtype() -> None:
     for options in ({}, {"server_lr": 0.5}, {"server_lr": 2.0, "weighting": "uniform"}):
-        got = method(**options).merge(STATE, replies(THETAS, SAMPLES), DESK)["weights"]["1.num_batches_tracked"]
+        got = method(**options).aggregate(STATE, replies(THETAS, SAMPLES), DESK)["weights"]["1.num_batches_tracked"]
         assert got.dtype == torch.int64
         assert int(got) == 3
-    got = method(send="update").merge(STATE, replies(THETAS, SAMPLES, "update"), DESK)["weights"]
+    got = method(send="update").aggregate(STATE, replies(THETAS, SAMPLES, "update"), DESK)["weights"]
     assert int(got["1.num_batches_tracked"]) == 3
 
 
 @pytest.mark.parametrize("server_lr", [0.25, 1.0, 1.5])
 def test_the_server_steps_towards_the_mean(server_lr: float) -> None:
-    got = method(server_lr=server_lr).merge(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
+    got = method(server_lr=server_lr).aggregate(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
     for name in FLOATING:
         w = STATE["weights"][name].double()
         wanted = w + server_lr * (mean(name, [5.0, 1.0, 14.0]) - w)
@@ -123,17 +123,17 @@ def test_a_server_step_of_one_is_bitwise_the_mean() -> None:
     folded = WeightedMean()
     for theta, n in zip(THETAS, SAMPLES, strict=True):
         folded.add(theta, float(n))
-    got = method(server_lr=1.0).merge(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
+    got = method(server_lr=1.0).aggregate(STATE, replies(THETAS, SAMPLES), DESK)["weights"]
     assert tree.equal(got, folded.result())
-    one = method().merge(STATE, replies(THETAS[:1], [17]), DESK)["weights"]
+    one = method().aggregate(STATE, replies(THETAS[:1], [17]), DESK)["weights"]
     assert tree.equal(one, THETAS[0])
 
 
 @pytest.mark.parametrize("server_lr", [0.5, 1.0])
 def test_updates_give_what_weights_give(server_lr: float) -> None:
     sent = [tree.subtract(theta, STATE["weights"]) for theta in THETAS]
-    by_update = method(send="update", server_lr=server_lr).merge(STATE, replies(sent, SAMPLES, "update"), DESK)
-    by_weights = method(server_lr=server_lr).merge(STATE, replies(THETAS, SAMPLES), DESK)
+    by_update = method(send="update", server_lr=server_lr).aggregate(STATE, replies(sent, SAMPLES, "update"), DESK)
+    by_weights = method(server_lr=server_lr).aggregate(STATE, replies(THETAS, SAMPLES), DESK)
     for name, value in by_weights["weights"].items():
         assert by_update["weights"][name].dtype == value.dtype
         assert torch.allclose(by_update["weights"][name].double(), value.double(), rtol=0, atol=1e-6)
@@ -141,14 +141,14 @@ def test_updates_give_what_weights_give(server_lr: float) -> None:
 
 def test_the_order_of_replies_hardly_matters_and_not_at_all_for_whole_numbers() -> None:
     given = replies(THETAS, SAMPLES)
-    first = method().merge(STATE, given, DESK)
+    first = method().aggregate(STATE, given, DESK)
     for order in itertools.permutations(given):
-        other = method().merge(STATE, order, DESK)
+        other = method().aggregate(STATE, order, DESK)
         for name in FLOATING:
             assert torch.allclose(other["weights"][name], first["weights"][name], rtol=2e-7, atol=0)
     whole = [tree.map(theta, lambda w: torch.round(w * 8)) for theta in THETAS]
     digests = {
-        tree.digest(dict(method().merge(STATE, order, DESK)))
+        tree.digest(dict(method().aggregate(STATE, order, DESK)))
         for order in itertools.permutations(replies(whole, [2, 2, 4]))
     }
     assert len(digests) == 1
@@ -157,8 +157,8 @@ def test_the_order_of_replies_hardly_matters_and_not_at_all_for_whole_numbers() 
 def test_nothing_is_mutated_and_no_replies_give_the_same_state() -> None:
     before = tree.map({"s": STATE, "t": {str(k): theta for k, theta in enumerate(THETAS)}}, torch.clone)
     for options in ({}, {"server_lr": 0.5}, {"weighting": "uniform"}):
-        method(**options).merge(STATE, replies(THETAS, SAMPLES), DESK)
-        assert method(**options).merge(STATE, [], DESK) is STATE
+        method(**options).aggregate(STATE, replies(THETAS, SAMPLES), DESK)
+        assert method(**options).aggregate(STATE, [], DESK) is STATE
     assert tree.equal({"s": STATE, "t": {str(k): theta for k, theta in enumerate(THETAS)}}, before)
 
 
@@ -174,13 +174,13 @@ def test_nothing_is_mutated_and_no_replies_give_the_same_state() -> None:
 )
 def test_replies_of_another_form_are_refused(odd: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="differ"):
-        method().merge(STATE, replies([THETAS[0], odd], SAMPLES), DESK)
+        method().aggregate(STATE, replies([THETAS[0], odd], SAMPLES), DESK)
 
 
 @pytest.mark.parametrize("send", ["weights", "update"])
 def test_what_is_expected_is_what_is_sent(send: str) -> None:
     found = method(send=send)
-    spec: Spec = found.expect(STATE, DEVICES[0], DESK)
+    spec: Spec = found.update_spec(STATE, DEVICES[0], DESK)
 
     def demand(update: Any) -> None:
         header = frame.read_header(frame.encode(update))
@@ -197,11 +197,11 @@ def test_what_is_expected_is_what_is_sent(send: str) -> None:
 
 def test_the_model_is_the_state_and_one_for_all() -> None:
     found = method()
-    start = found.start(DESK)
+    start = found.initial_state(DESK)
     net = found.model(STATE, None, DEVICES[1])
     assert tree.equal(dict(net.state_dict()), STATE["weights"])
     assert tree.equal(start["weights"], dict(found.net("phone").state_dict()))
-    assert found.cast(STATE, DEVICES[0], DESK) is STATE
+    assert found.broadcast(STATE, DEVICES[0], DESK) is STATE
     assert len({found.variant(device) for device in DEVICES}) == 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from tests.engines.grid import Fault, HereGrid, failed, grid_of, one_task, serve
+from tests.engines.flower.grid import Fault, HereGrid, failed, grid_of, one_task, serve
 
 from potluck.core.errors import ConfigError, EngineError, WireError
 from potluck.engines.flower import engine
@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
         def sleep(seconds: float) -> None:
             now[0] += 1.0
 
-    monkeypatch.setattr(flower, "time", Clock)
+    monkeypatch.setattr(engine, "time", Clock)
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError, RunFolderError
 from potluck.deploy import export as exporting
 from potluck.deploy.export import export
-from potluck.engines.round import begin
+from potluck.engines.round import initial_checkpoint
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import prepare
@@ -93,7 +93,7 @@ def deployable(small: MakeExperiment) -> Iterator[tuple[str, nn.Module]]:
     """What each method deploys on a device of each tier, and implicit nets at a fixed depth."""
     for method in METHODS:
         federation = prepare(small(method)).federation
-        state = None if federation.method.traits.peers else begin(federation).state
+        state = None if federation.method.traits.peers else initial_checkpoint(federation).state
         for device in federation.fleet.devices[1:3]:
             net = deployed(federation.method, state, None, device).to(memory_format=torch.contiguous_format).eval()
             yield f"{method}-{device.tier}", net

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from potluck.core.errors import DataError, MissingExtraError
-from potluck.data.sources_old import load
+from potluck.data.sources import load
 
 
 def paint(path: Path, value: int, mode: str = "RGB", size: tuple[int, int] = (10, 9)) -> None:

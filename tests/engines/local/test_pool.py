@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.engines.echo import make_echo
+from tests.engines.local.echo import make_echo
 
 from potluck.core.errors import EngineError, TrainingError
 from potluck.core.types import Device

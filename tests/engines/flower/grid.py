@@ -16,7 +16,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from potluck.deploy.fleet_app import client_app, on_flower, server_app, write_app
+from potluck.deploy.client_app import client_app
+from potluck.deploy.flower_app import on_flower, write_app
+from potluck.deploy.server_app import server_app
 from potluck.experiment.config import Experiment
 
 Fault = Callable[[Message, Message], "Message | None"]
@@ -103,7 +105,7 @@ class HereGrid(Grid):
 
 def grid_of(experiment: Experiment, folder: Path, **of_nodes: Any) -> HereGrid:
     """A grid whose nodes simulate the devices of an experiment; the run folder is ``folder/run``."""
-    experiment = on_flower(experiment)
+    experiment = on_flower(experiment).experiment
     write_app(folder / "app", experiment, folder / "run", "f" * 32)
     table = tomllib.loads((folder / "app" / "pyproject.toml").read_text())
     config = table["tool"]["flwr"]["app"]["config"]

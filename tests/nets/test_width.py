@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError
+from potluck.nets import NETS as ALL
 from potluck.nets.width import embed, index_map, narrow, slice_weights
-from potluck.nets.zoo import MODELS, count_parameters, make
+from potluck.nets.zoo import count_parameters, make
 
 COLOUR = (3, 32, 32)
 LARGE = ("resnet34", "resnet44", "resnet56", "resnet110")
-NETS = [name for name, entry in MODELS.items() if name not in LARGE and entry.kind != "deq"]
+NETS = [name for name, entry in ALL.items() if name not in LARGE and entry.kind != "deq"]
 
 
 @pytest.fixture(autouse=True)

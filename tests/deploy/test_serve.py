@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from potluck.core.errors import ConfigError, RunFolderError
-from potluck.deploy.fleet_app import begin_run, on_flower
+from potluck.deploy.flower_app import on_flower
 from potluck.deploy.serve import ServeOptions, serve, serve_again
+from potluck.deploy.server_app import begin_run
 from potluck.engines.flower.superlink import free_port
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment.config import Experiment
@@ -53,13 +54,13 @@ def test_a_server_that_cannot_work_says_so(small: MakeExperiment, keys: Path, tm
 
 
 def test_a_folder_of_another_experiment_is_not_gone_on_with(small: MakeExperiment, keys: Path, tmp_path: Path) -> None:
-    begin_run(on_flower(small("fedavg")), tmp_path / "run")
+    begin_run(on_flower(small("fedavg")).experiment, tmp_path / "run")
     served = ServeOptions(address=f"127.0.0.1:{free_port()}", certificates=keys / "good")
     with pytest.raises(RunFolderError, match=r"holds a run of another experiment .*: choose another --out"):
         serve(small("fedavg", "seed=1"), served, tmp_path / "run")
 
 
 def test_a_run_that_flwr_began_goes_on_with_it(small: MakeExperiment, tmp_path: Path) -> None:
-    begin_run(on_flower(small("fedavg")), tmp_path / "run")
+    begin_run(on_flower(small("fedavg")).experiment, tmp_path / "run")
     with pytest.raises(RunFolderError, match="started with flwr run, and goes on with it"):
         serve_again(tmp_path / "run", 0, SILENCE, lambda event: None)

@@ -13,7 +13,7 @@ from datasets.utils import logging as bars
 from PIL import Image
 
 from potluck.core.errors import DataError
-from potluck.data.sources_old import load
+from potluck.data.sources import load
 
 
 @pytest.fixture(autouse=True)

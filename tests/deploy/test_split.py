@@ -15,7 +15,7 @@ from potluck.core.errors import DataError
 from potluck.core.types import Shard
 from potluck.data.partition.rules import Domains, Files, Iid
 from potluck.data.shares import Shares, share_out
-from potluck.data.sources_old import load
+from potluck.data.sources import load
 from potluck.deploy.split import content_digest, read_shard, write_split
 
 

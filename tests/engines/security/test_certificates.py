@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
-from potluck.cli.runs import app
+from potluck.cli import app
 from potluck.core.errors import ConfigError
 from potluck.engines.security.certificates import (
     common_name,

@@ -272,7 +272,6 @@ def test_depth_refuses_a_net_without_stages():
     ("given", "said"),
     [
         (("odenet", (3, 8, 8), 10), 'model.name = "odenet": expected one of'),
-        (("dsodenet-like", (3, 8, 8), 10), "not built yet"),
         (("odenet-cifar-like", (3, 7, 8), 10), "expected .* at least 8x8"),
         (("odenet-cifar-like", (64,), 10), "expected .* at least 8x8"),
         (("odenet-cifar-like", (3, 8, 8), 10, "layer"), 'model.norm = "layer"'),
