@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import potluck
+from potluck.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "potluck"
@@ -74,7 +77,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_a_newcomer_reads_under_500_lines() -> None:
-    files = ["methods/fedavg.py", "methods/protocol.py", "engines/round.py", "engines/inprocess.py"]
+    files = [
+        *("methods/fedavg.py", "methods/averaging.py", "methods/protocol.py"),
+        *("engines/round.py", "engines/local/inprocess.py"),
+    ]
     assert sum(len((SOURCE / name).read_text().splitlines()) for name in files) < 500
 
 
@@ -85,13 +91,48 @@ def test_fedprox_is_not_a_copy_of_fedavg() -> None:
     assert sum(line in theirs for line in lines) / len(lines) < 0.30
 
 
-def test_files_stay_small() -> None:
-    too_long = {
-        str(path.relative_to(SOURCE)): count
-        for path in SOURCE.rglob("*.py")
-        if (count := len(path.read_text().splitlines())) > 300
-    }
-    assert not too_long
+def test_no_file_imports_itself_in_a_circle() -> None:
+    graph = grimp.build_graph("potluck", exclude_type_checking_imports=True)
+    above: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str) -> None:
+        assert module not in above, " -> ".join([*above[above.index(module) :], module])
+        if module not in done:
+            above.append(module)
+            for imported in graph.find_modules_directly_imported_by(module):
+                visit(imported)
+            done.add(above.pop())
+
+    for module in graph.modules:
+        visit(module)
+
+
+SHARED = {"protocol", "averaging", "checks"}
+"""What methods share lies beside them."""
+
+
+def test_methods_do_not_know_one_another() -> None:
+    graph = grimp.build_graph("potluck", exclude_type_checking_imports=True)
+    papers = {path.stem for path in (SOURCE / "methods").iterdir() if path.stem not in SHARED and path.stem[0] != "_"}
+    assert papers == set(METHODS)
+    for module in graph.modules:
+        mine = module.removeprefix("potluck.methods.").partition(".")[0]
+        if module.startswith("potluck.methods.") and mine in papers:
+            for imported in graph.find_modules_directly_imported_by(module):
+                theirs = imported.removeprefix("potluck.methods.").partition(".")[0]
+                assert theirs not in papers - {mine}, f"{module} imports {imported}"
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for room in (path.parent for path in SOURCE.rglob("__init__.py")):
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+        assert said, room
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
 def test_nothing_is_pickled() -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from potluck.core import version
+
 if TYPE_CHECKING:
     from potluck.core.errors import PotluckError
     from potluck.core.types import Device, Shard
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from potluck.experiment.run_reader import Run
     from potluck.methods import METHODS
 
-__version__ = "0.1.0"
+__version__ = version.VERSION
 
 _HOMES = {
     "METHODS": "potluck.methods",

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from potluck import __version__
 from potluck.cli import catalogues, fleet, planning, runs
 from potluck.cli.display import err, out
 from potluck.core.errors import PotluckError
+from potluck.core.version import VERSION
 
 app = typer.Typer(
     help="Train one model together on a fleet of unequal devices over thin links.",
@@ -37,7 +37,7 @@ for command in COMMANDS:
 
 def _version(value: bool) -> None:
     if value:
-        out.print(f"potluck {__version__}")
+        out.print(f"potluck {VERSION}")
         raise typer.Exit
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from potluck import __version__
 from potluck.core.errors import ConfigError, PotluckError
 from potluck.core.types import Device
+from potluck.core.version import VERSION
 from potluck.data.shares import Shares
 from potluck.deploy.split import read_shard
 from potluck.engines.device import DeviceRuntime
@@ -31,7 +31,7 @@ def _resolved(config: Mapping[str, Any]) -> Resolved:
 
 def _hello(config: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
     """Which device this is; ``fault`` says what would keep it from working, before any training."""
-    said = {"device": int(node.get("partition-id", -1)), "tier": str(node.get("tier", "")), "version": __version__}
+    said = {"device": int(node.get("partition-id", -1)), "tier": str(node.get("tier", "")), "version": VERSION}
     said |= {"python": platform.python_version(), "digest": "", "fault": ""}
     try:
         resolved = _resolved(config)

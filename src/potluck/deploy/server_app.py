@@ -12,8 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from potluck import __version__
 from potluck.core.errors import PotluckError
+from potluck.core.version import VERSION
 from potluck.engines.flower.engine import FlowerEngine, make_server_app
 from potluck.engines.flower.handshake import ExpectedFleet
 from potluck.engines.local.inprocess import torch_threads
@@ -71,7 +71,7 @@ def _play(grid: Any, experiment: Experiment, path: Path, tell: Any) -> None:
         fleet = ExpectedFleet(
             devices=ready.federation.fleet.devices,
             digest=ready.resolved.digest,
-            version=__version__,
+            version=VERSION,
             numbers={int(node): number for node, number in numbers.items()},
             deadline_s=ready.federation.fleet.deadline_s,
             least=experiment.engine.min_devices,

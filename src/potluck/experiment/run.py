@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from potluck import __version__
 from potluck.core.errors import ConfigError, RunFolderError
+from potluck.core.version import VERSION
 from potluck.engines.contract import Engine
 from potluck.engines.federation import Checkpoint
 from potluck.engines.local.inprocess import InProcess, torch_threads
@@ -77,9 +77,9 @@ def require_same(resolved: Resolved, manifest: dict[str, Any], path: Path) -> No
     """Raises RunFolderError where the folder is of another experiment."""
     held, now = manifest["facts"]["config"], resolved.digest
     wrote = manifest["facts"].get("version", "an older version")
-    if held != now and wrote != __version__:
+    if held != now and wrote != VERSION:
         raise RunFolderError(
-            f"{path} was written by potluck {wrote}, this is {__version__}, and they read its experiment.toml unlike "
+            f"{path} was written by potluck {wrote}, this is {VERSION}, and they read its experiment.toml unlike "
             f"(config digest {now[:12]}, the run's {held[:12]}): go on with the version that began it, or start anew"
         )
     if held != now:
@@ -93,7 +93,7 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
     """What the manifest of a checkpoint says beside it."""
     test = ready.shares.test
     return {
-        "version": __version__,
+        "version": VERSION,
         "config": ready.resolved.digest,
         "shape": list(test.shape),
         "classes": test.classes,
