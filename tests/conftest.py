@@ -16,8 +16,8 @@ import torch
 from hypothesis import settings
 
 from potluck import cli
-from potluck.experiment.compare import variants
-from potluck.experiment.config import Experiment, override
+from potluck.experiment.config import Experiment
+from potluck.testing import small_experiment
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -65,26 +65,6 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-SMALL: dict[str, object] = {
-    "name": "small",
-    "rounds": 2,
-    "data": {"source": "synthetic:260,1,8,8", "public": 0.1, "server_samples": 20},
-    "model": {"name": "resnet8"},
-    "train": {"batch_size": 16},
-    "fleet": {
-        "tier": [
-            {"name": "small", "devices": 2, "gflops": 1.0, "uplink_mbps": 1.0, "availability": 0.9},
-            {"name": "large", "devices": 2, "gflops": 10.0},
-        ],
-        "participation": 0.75,
-    },
-    "engine": {"kind": "inprocess"},
-}
-"""Four devices in two tiers on data made up on the spot: a run takes about a second."""
-
-SHALLOW = {"fedode": {"steps": {"small": 1, "large": 3}}, "feddeq": {"steps": {"small": 2, "large": 5}}}
-"""Depths that say as much as the ladder's."""
-
 MakeExperiment = Callable[..., Experiment]
 Potluck = Callable[..., tuple[int, str, str]]
 
@@ -92,12 +72,7 @@ Potluck = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def small() -> MakeExperiment:
     """Makes the small experiment of a method, with ``key=value`` overrides; its net is of the method's kind."""
-
-    def make(method: str = "fedavg", *overrides: str) -> Experiment:
-        plain = Experiment.of(override({**SMALL, "method": {"name": method, **SHALLOW.get(method, {})}}, overrides))
-        return variants(plain, [method], [plain.seed])[0][0]
-
-    return make
+    return small_experiment
 
 
 @pytest.fixture

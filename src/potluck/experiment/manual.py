@@ -65,9 +65,7 @@ def _accepted(told: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 def _profiles(method: Any) -> Iterator[str]:
     profiles = method.traits.profiles
-    usual = {
-        key: told.get("default") for key, told in options_model(method).model_json_schema()["properties"].items()
-    }
+    usual = {key: told.get("default") for key, told in options_model(method).model_json_schema()["properties"].items()}
     flat = {profile: dict(_flat(values)) for profile, values in profiles.items()}
     yield f"| setting | {' | '.join(f'`{profile}`' for profile in flat)} |\n|---|{'---|' * len(flat)}"
     for key in dict.fromkeys(key for values in flat.values() for key in values):
