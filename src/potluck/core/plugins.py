@@ -92,8 +92,9 @@ class Catalogue(Mapping[str, Member], Generic[Member]):
         if not self._built_in:
             package = importlib.import_module(self.package)
             for found in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-                added: Mapping[str, Any] = vars(importlib.import_module(found.name)).get(self.table, {})
-                self._built_in.update({name: self.made(name, value) for name, value in added.items()})
+                added = vars(importlib.import_module(found.name)).get(self.table)
+                if isinstance(added, dict):  # not the catalogue itself, where a file of the room uses it
+                    self._built_in.update({name: self.made(name, value) for name, value in added.items()})
         return self._built_in
 
 

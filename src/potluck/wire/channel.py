@@ -14,11 +14,12 @@ from torch import Tensor
 
 from potluck.core import tree as trees
 from potluck.core.errors import ConfigError, WireError
+from potluck.core.plugins import loaded
 from potluck.core.spec import Array, Exactly, Integers, OneOf, Spec
 from potluck.core.tree import Tree
 from potluck.wire import check, frame
 from potluck.wire.codec import MARK, Codec, marked
-from potluck.wire.codecs import CODECS
+from potluck.wire.codecs import CODECS, PARTS
 from potluck.wire.frame import Buffer, Header
 
 HEADER_ALLOWANCE = 64 * 2**10
@@ -248,12 +249,20 @@ def _codec(key: str, name: str, item: Any) -> Codec:
         raise ConfigError(
             f"{key} holds {item!r}: expected some of {', '.join([*CODECS, ZSTD])}, or a codec of your own"
         )
-    try:
-        return CODECS[name](item if isinstance(item, Mapping) else {})
-    except ValueError as error:
-        if isinstance(error, ConfigError):
+    told, settings = f"{key} holds {item!r}", item if isinstance(item, Mapping) else {}
+
+    def make() -> Codec:
+        try:
+            return CODECS[name](settings)
+        except ConfigError:
             raise
-        raise ConfigError(f"{key} holds {item!r}: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{told}: {error}") from None
+
+    made = loaded(told, make, f"making {name}")
+    if not set(dir(made)) >= PARTS:
+        raise ConfigError(f"{told}: a {type(made).__name__}, expected a codec")
+    return made  # type: ignore[no-any-return]
 
 
 def _require_sense(key: str, names: list[str], lossy: Sequence[Codec]) -> None:

@@ -1,0 +1,1 @@
+"""Things of one's own for Potluck: a method, a net, a source, a codec and a tracker."""
