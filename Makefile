@@ -43,14 +43,14 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## Potluck and its rivals in turn, into docs/performance.md; ARGS="--quick --only B1,B5"
-	$(BIN)/python benchmarks/contest --rivals "$(RIVALS)" $(ARGS)
+	$(BIN)/python benchmarks/speed/contest --rivals "$(RIVALS)" $(ARGS)
 
 rivals:  ## an environment with what make bench measures against
 	$(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-rivals.txt
+	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/speed/requirements-rivals.txt
 
 claims: $(READY)  ## runs what the claims rest on and rewrites their table in docs/results.md: hours, resumable
-	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python benchmarks/claims/claims.py
 
 clean:
 	rm -rf $(VENV) runs

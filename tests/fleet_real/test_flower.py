@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.flower_fleet import LONG, TABLE, Fleet, fleet_in, hurt_when_busy, send
-from benchmarks.flower_rogue import SAYS, plant
+from benchmarks.faults.flower_rogue import SAYS, plant
+from benchmarks.fleet.flower_fleet import LONG, TABLE, Fleet, fleet_in, hurt_when_busy, send
 
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import run, store

@@ -274,7 +274,7 @@ def test_a_state_that_is_not_finite_drops_one_reply_and_the_round_goes_on(
     small: MakeExperiment, tmp_path: Path
 ) -> None:
     found = ready(small, "fleet.participation=1.0")
-    runtime = build.make_runtime(found.experiment, found.shares, tmp_path)
+    runtime = build.make_runtime(found.resolved, found.shares, tmp_path)
     sick = dataclasses.replace(
         runtime, shard=lambda d: broken_share(runtime.shard(d)) if d.id == 0 else found.shares.train[d.id]
     )
@@ -284,7 +284,7 @@ def test_a_state_that_is_not_finite_drops_one_reply_and_the_round_goes_on(
     assert result.notes[0]["healthy"] == 0
     update = {row.device: row.tensor_bytes for row in result.rows if row.direction == "up"}
     assert update[0] == 0 < update[1]
-    absent = Prepared(experiment=found.experiment, shares=found.shares, federation=found.federation, warnings=())
+    absent = Prepared(resolved=found.resolved, shares=found.shares, federation=found.federation, warnings=())
     state = found.federation.method.initial_state(server_context(absent))
     replies = answers(absent, found.federation.method, state)[1:]
     assert tree.equal(

@@ -347,7 +347,7 @@ def test_what_cannot_work_is_refused(small: MakeExperiment, setting: str) -> Non
 def test_options_that_exclude_one_another(small: MakeExperiment) -> None:
     with pytest.raises(ConfigError, match="mutual_epochs has no meaning with schedule = batch"):
         prepare(small("fedh2l", "method.schedule=batch", "method.mutual_epochs=1"))
-    with pytest.raises(ConfigError, match="stale_rounds = 2: a post of another round is about other seeds"):
+    with pytest.raises(ConfigError, match="stale_rounds = 2: an update of another round is about other seeds"):
         prepare(small("fedh2l", "method.stale_rounds=2", "method.seed_batch_exchange=5"))
     with pytest.raises(ConfigError, match="for one device choose"):
         prepare(small("fedh2l", 'fleet.tier=[{name="one",devices=1}]'))

@@ -159,7 +159,7 @@ def test_a_small_part_of_the_work_says_the_same(small: MakeExperiment, monkeypat
         assert (other.down_bytes, abs(other.up_bytes - one.up_bytes) <= FIGURES_AS_TEXT) == (one.down_bytes, True)
 
 
-MEASURE = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
+MEASURE = Path(__file__).parents[2] / "benchmarks" / "speed" / "training_memory.py"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -131,7 +131,7 @@ def _traced(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProg
     try:
         with torch.no_grad():
             return torch.export.export(net, (_sample(shape, TRACED),), dynamic_shapes=({0: batch},), strict=False)
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{type(net).__name__} cannot be traced: {reason}") from error
 

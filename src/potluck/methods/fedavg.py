@@ -8,11 +8,11 @@ from Decentralized Data*, 2017, arXiv 1602.05629.
 | symbol | name | meaning |
 |---|---|---|
 | w_t | ``state["weights"]`` | global weights, sent to every device of the round |
-| θ_k | ``up["weights"]`` | device k's weights after local training |
-| n_k | ``up["samples"]`` | device k's samples |
+| θ_k | ``update["weights"]`` | device k's weights after local training |
+| n_k | ``update["samples"]`` | device k's samples |
 | Q | ``replies`` | the devices that answered |
 
-The server's side (start, cast, merge) is ``average.py``, which other methods share.
+What the server does (initial_state, broadcast, aggregate) is ``averaging.py``, which other methods share.
 
 *Departures*: floating buffers are averaged like parameters and integer buffers keep the largest; ``server_lr`` scales
 the step towards the mean; ``send = "update"`` sends θ_k - w_t, which lossy codecs want. The defaults switch both off.

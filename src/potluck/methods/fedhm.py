@@ -3,10 +3,10 @@
 D. Yao, W. Pan, M. J. O'Neill, Y. Dai, Y. Wan, H. Jin, L. Sun, *FedHM: Efficient Federated Learning for Heterogeneous
 Models via Low-rank Factorization*, 2021, arXiv 2111.14655.
 
-    cast:    M = P S Qᵀ;   U = P_r √S_r,   V = √S_r Q_rᵀ,   r = max(round(O / f), 1)        M: (O·k) × (I·k)
-    train:   loss + (λ/2) ‖U V‖²_F:   dU += λ U V Vᵀ,   dV += λ Uᵀ U V
-    merge:   M_k = U_k V_k;   M ← Σ_k w_k M_k                                    ("replace"; the others: models/fuse.py)
-    start:   M ← T_r(M) ‖M‖ / ‖T_r(M)‖, r the rank of the weakest tier                              ("low_rank"; ours)
+    initial_state   M ← T_r(M) ‖M‖ / ‖T_r(M)‖, r the rank of the weakest tier                       ("low_rank"; ours)
+    broadcast       M = P S Qᵀ;   U = P_r √S_r,   V = √S_r Q_rᵀ,   r = max(round(O / f), 1)        M: (O·k) × (I·k)
+    train           loss + (λ/2) ‖U V‖²_F:   dU += λ U V Vᵀ,   dV += λ Uᵀ U V
+    aggregate       M_k = U_k V_k;   M ← Σ_k w_k M_k                            ("replace"; the others: lowrank/fuse.py)
 
 | symbol | name | meaning |
 |---|---|---|

@@ -3,9 +3,9 @@
 E. Diao, J. Ding, V. Tarokh, *HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
 Clients*, 2020, arXiv 2010.01264.
 
-    cast:    the first ⌈p·O⌉ output and ⌈p·I⌉ input channels of every hidden layer            (models/slim.py)
-    train:   activations / p after each layer, in training only;  logits of absent classes set to 0
-    merge:   W[i,j] ← Σ_{k: (i,j) held} v_k W_k[i,j] / Σ_{k: (i,j) held} v_k;   what nobody held stays
+    broadcast   the first ⌈p·O⌉ output and ⌈p·I⌉ input channels of every hidden layer       (nets/slim.py)
+    train       activations / p after each layer, in training only;  logits of absent classes set to 0
+    aggregate   W[i,j] ← Σ_{k: (i,j) held} v_k W_k[i,j] / Σ_{k: (i,j) held} v_k;   what nobody held stays
 
 | symbol | name | meaning |
 |---|---|---|

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from potluck.training.operations import OperationWatcher
+from potluck.training.operations import SEES_BACKWARD, OperationWatcher
 
 
 class TensorBytes(OperationWatcher):  # type: ignore[no-untyped-call, unused-ignore]
@@ -22,6 +22,10 @@ class TensorBytes(OperationWatcher):  # type: ignore[no-untyped-call, unused-ign
 
     def __init__(self) -> None:
         super().__init__()
+        if not SEES_BACKWARD:
+            warnings.warn(
+                f"torch {torch.__version__} shows the forward pass only: memory is a lower bound", stacklevel=2
+            )
         self.after: list[int] = []
         self._now = 0
         self._open: dict[int, int] = {}
@@ -32,15 +36,17 @@ class TensorBytes(OperationWatcher):  # type: ignore[no-untyped-call, unused-ign
         return max(self.after, default=0)
 
     def see(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        tree_map_only(torch.Tensor, self._made, out)
+        for made in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(made, Tensor):
+                self._made(made)
         self.after.append(self._now)
 
     def _made(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._open:
+        key = storage.data_ptr()
+        if key in self._open or not storage.nbytes():
             return
         self._open[key] = storage.nbytes()
         self._now += storage.nbytes()

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import flop_registry
+from torch.utils import flop_counter
 
 from potluck.core import meter
-from potluck.training.operations import OperationWatcher
+from potluck.training.operations import SEES_BACKWARD, OperationWatcher
 
 SAMPLES = 2
 """Two, because a norm without running statistics refuses one sample of one pixel; the count is per sample."""
@@ -37,13 +37,13 @@ class _Counter(OperationWatcher):  # type: ignore[no-untyped-call, unused-ignore
     """Adds up what torch's own formulas say of each operation.
 
     torch's ``FlopCounterMode`` does the same, by module, which an implicit gradient's inner one does not stand; and it
-    imports torch's compiler, which takes a device longer than its training.
+    imports torch's compiler, which takes a device longer than its training. It stands in where this sees no backward.
     """
 
     flops = 0
 
     def see(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        formula = flop_registry.get(operation.overloadpacket)
+        formula = flop_counter.flop_registry.get(operation.overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
 
@@ -55,8 +55,9 @@ def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
         x_B = x_B.to(weight.device, weight.dtype)
         break
     # A net that counts its own work must not add this pass to the round that is under way.
-    with torch.set_grad_enabled(train), meter.metering(), _Counter() as counter:  # type: ignore[no-untyped-call, unused-ignore]
+    counter: Any = _Counter() if SEES_BACKWARD else flop_counter.FlopCounterMode(display=False)  # type: ignore[no-untyped-call, unused-ignore]
+    with torch.set_grad_enabled(train), meter.metering(), counter:
         out = probe(x_B)
         if train and out.requires_grad:
             out.sum().backward()
-    return float(counter.flops) / SAMPLES
+    return float(counter.flops if SEES_BACKWARD else counter.get_total_flops()) / SAMPLES

@@ -13,7 +13,8 @@ from tests.engines.flower.grid import Fault, HereGrid, failed, grid_of, one_task
 
 from potluck.core.errors import ConfigError, EngineError, WireError
 from potluck.engines.flower import engine
-from potluck.engines.flower.frames import STYPE, pack, size_of, unpack
+from potluck.engines.flower.frames import STYPE, pack, unpack
+from potluck.engines.flower.private import size_of
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.run_reader import Run

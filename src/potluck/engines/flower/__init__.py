@@ -1,4 +1,5 @@
 """Devices behind Flower: the engine at the server, the device's answers, and Flower's processes.
 
-polling.py and superlink.py rest on private parts of Flower, and say which; nothing else here does.
+private.py holds all that we use of Flower beside its public interface, and warm.py imitates one of its programs;
+nothing else here does.
 """

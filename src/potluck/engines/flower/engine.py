@@ -20,9 +20,10 @@ from typing import Any
 from potluck.core.errors import EngineError, MissingExtraError, WireError
 from potluck.engines.contract import Request, Response
 from potluck.engines.device import DeviceRuntime
-from potluck.engines.flower.frames import ACTIONS, BY_SERVER, HELLO, SET_UP, fault_of, pack, size_of, unpack
+from potluck.engines.flower.frames import ACTIONS, BY_SERVER, HELLO, SET_UP, fault_of, pack, unpack
 from potluck.engines.flower.handshake import ExpectedFleet, unfit
-from potluck.engines.flower.polling import ReplyPoller, pause, poll_often
+from potluck.engines.flower.polling import ReplyPoller, pause
+from potluck.engines.flower.private import poll_often, size_of
 
 try:
     from flwr.app import ConfigRecord, Context, Message, RecordDict

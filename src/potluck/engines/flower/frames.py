@@ -11,8 +11,7 @@ from potluck.engines.contract import Request, Status
 from potluck.wire.frame import Buffer
 
 try:
-    from flwr.app import Array, ArrayRecord, Message, RecordDict
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
+    from flwr.app import Array, ArrayRecord, RecordDict
 except ImportError:
     raise MissingExtraError("a fleet on Flower", "flower") from None
 
@@ -39,12 +38,6 @@ def unpack(content: RecordDict) -> bytes:
     if array.stype != STYPE:
         raise WireError(f"an array of type {array.stype[:40]!r}, expected {STYPE!r}")
     return array.data
-
-
-def size_of(message: Message) -> int:
-    """The bytes of a message as Flower serialises it: the objects that it pushes, pulls and counts, headers and all."""
-    with no_object_id_recompute():  # an object's header names its parts by their digest: once is enough
-        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
 def fault_of(code: int, reason: str, request: Request, over: bool) -> tuple[Status, str]:

@@ -221,29 +221,6 @@ def tail(log: Path, lines: int = 3) -> str:
     return " | ".join(line.strip() for line in log.read_text(errors="replace").splitlines()[-lines:] if line.strip())
 
 
-CALLS = """
-import io, json, sys
-from flwr.cli.app import app
-real = sys.stdout
-for words in json.loads(sys.argv[1]):
-    sys.stdout = sys.__stdout__ = told = io.StringIO()
-    try:
-        app(words)
-    except SystemExit:
-        pass
-    text = told.getvalue()
-    start = text.find("{")
-    try:
-        said = json.loads(text[start:]) if start >= 0 else {}
-    except ValueError:
-        said = {}
-    print(json.dumps({"said": said, "told": text}), file=real, flush=True)
-    if not said.get("success"):
-        break
-"""
-"""Flower's commands print their JSON to the first stdout of the process, whatever stands in its place."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """Flower's own command line against a SuperLink of ours."""
@@ -265,7 +242,7 @@ class Control:
         Raises EngineError with the reason of the first that failed.
         """
         asked = [[*words, "--format", "json"] for words in commands]
-        command = [sys.executable, "-c", CALLS, json.dumps(asked)]
+        command = [sys.executable, "-m", "potluck.engines.flower.private", json.dumps(asked)]
         try:
             done = subprocess.run(
                 command, env=environment(self.home), capture_output=True, text=True, timeout=TALK_S, check=False

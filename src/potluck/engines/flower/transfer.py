@@ -3,7 +3,7 @@
     python -IS handover.py SOCKET PROGRAM [ARGUMENT]...
 
 PROGRAM, Flower's own, runs in its place where nobody listens at SOCKET. The standard library only, and little of it:
-this takes a hundredth of the time of the imports that it saves (experiment/warm.py).
+this takes a hundredth of the time of the imports that it saves (warm.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Flower starts a program for each message, which would import torch, Flower and Potluck anew: most of what a short
 round costs a small device. Instead it finds a program of the same name first, which hands its arguments over
-(engines/handover.py); the fork runs Flower's own with them. Where the warm process is gone, Flower's starts as ever.
+(transfer.py); the fork runs Flower's own with them. Where the warm process is gone, Flower's starts as ever.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def main() -> None:
         (found,) = entry_points(group="console_scripts", name=CLIENT)
         answer = found.load()
         import_module(APPS)
-        import_module("potluck.engines.flower.polling").poll_often_on_device()
+        import_module("potluck.engines.flower.private").poll_often_on_device()
         gc.freeze()  # forks share the pages of all this for good
         gc.enable()
         answer_all(door, answer)

@@ -3,11 +3,11 @@
 Z. Qiao, X. Yu, J. Zhang, K. B. Letaief, *Communication-Efficient Federated Learning with Dual-Side Low-Rank
 Compression*, 2021, arXiv 2104.12416. We know of no public implementation, and much below is our reading of it.
 
-    T_p(W): the truncated SVD of least rank r with Σ_{i≤r} σ_i² ≥ p Σ_i σ_i²;   (A, B) its factors  (models/packing.py)
-    down:   T_{p_s}(W), or the step T_{p_s}(W - X) to the model X that devices hold           (models/reference.py)
-            the device rebuilds W' = A B, or its X, and trains it in full form to W_k
-    up:     T_{p_c}(W_k)   or   T_{p_c}(W_k - W' + e_k),   e_k ← what was cut off
-    merge:  W ← T_{p_s}(Σ_k n_k A_k B_k / Σ n_k)   or   W ← W + Σ_k n_k A_k B_k / Σ n_k
+    T_p(W): the truncated SVD of least rank r with Σ_{i≤r} σ_i² ≥ p Σ_i σ_i²;   (A, B) its factors  (packing.py)
+    broadcast:  T_{p_s}(W), or the step T_{p_s}(W - X) to the model X that devices hold           (reference.py)
+                the device rebuilds W' = A B, or its X, and trains it in full form to W_k
+    update:     T_{p_c}(W_k)   or   T_{p_c}(W_k - W' + e_k),   e_k ← what was cut off
+    aggregate:  W ← T_{p_s}(Σ_k n_k A_k B_k / Σ n_k)   or   W ← W + Σ_k n_k A_k B_k / Σ n_k
 
 | symbol | name | meaning |
 |---|---|---|
@@ -15,7 +15,7 @@ Compression*, 2021, arXiv 2104.12416. We know of no public implementation, and m
 | p_s, p_c | ``p_server``, ``p_client`` | energy kept on the way down and up; 1: dense, no SVD |
 | – | ``p_model`` | energy of W that the deployed model keeps, with ``target = "update"`` |
 | A, B | ``a``, ``b`` | P_r √S_r (m, r) and √S_r Q_rᵀ (r, n); a tensor is ``dense`` where they are not smaller |
-| e_k | ``own["residual"]`` | error-feedback memory, in full shape, on the device |
+| e_k | ``local_state["residual"]`` | error-feedback memory, in full shape, on the device |
 
 *Departures*: ``target = "update"`` (default), because truncating weights erases what is small beside them; error
 feedback, whose memory is dropped at ``residual_max_age``; ``down = "update"`` (default), as weights hardly ever have a

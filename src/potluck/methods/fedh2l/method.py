@@ -3,19 +3,19 @@
 Y. Li, W. Zhou, H. Wang, H. Mi, T. Hospedales, *FedH2L: Federated Learning with Model and Statistical Heterogeneity*,
 2021, arXiv 2101.11296. We implement its mechanism and do not claim to reproduce its figures.
 
-    post      θ_i ← SGD on L_loc = mean over P_i of CE(y, softmax z_i(x));   say p_i(x) = softmax(z_i(x)/τ), x in B_r
-    absorb    g = ∇L_mut,  L_mut = mean over B_r of CE(y, softmax z_i(x)) + λ τ² (1/|A|) Σ_{j∈A} KL(p_j(x) ‖ p_i(x))
+    publish   θ_i ← SGD on L_loc = mean over P_i of CE(y, softmax z_i(x));   say p_i(x) = softmax(z_i(x)/τ), x in B_r
+    receive   g = ∇L_mut,  L_mut = mean over B_r of CE(y, softmax z_i(x)) + λ τ² (1/|A|) Σ_{j∈A} KL(p_j(x) ‖ p_i(x))
               r = ∇L_loc on a private batch at the same θ_i;   step with g - (⟨g, r⟩/‖r‖²) r where ⟨g, r⟩ < 0, else g
 
 | symbol | name | meaning |
 |---|---|---|
 | λ, τ | ``weight``, ``temperature`` | share of the peers' opinion; softness of posteriors |
-| A | ``inbox`` | the peers whose posts arrived; without any, L_mut is the plain loss on the seeds |
+| A | ``inbox`` | the peers whose updates arrived; without any, L_mut is the plain loss on the seeds |
 | B_r | ``seed_set.rows_of_round`` | the seeds of the round, equal on all participants |
-| P_i | ``task.data`` | what never leaves the device |
+| P_i | ``context.data`` | what never leaves the device |
 
-Only the mean p̄ of the peers' posteriors matters: ∇ of the KL part is λ τ (p_i - p̄) with respect to z_i. Posts are whole
-numbers, whose sum is exact (``posteriors.py``): a relay may send one sum for all posts.
+Only the mean p̄ of the peers' posteriors matters: ∇ of the KL part is λ τ (p_i - p̄) with respect to z_i. Updates are
+whole numbers, whose sum is exact (``posteriors.py``): a relay may send one sum for all.
 
 *Departures* (the paper's choice is not known to us): which gradient is protected, and an exchange a round instead of a
 batch (``schedule``; ``batch`` is one local step, an exchange, one mutual step, on B_r of one batch); the seeds are
@@ -53,7 +53,7 @@ PASSING = ("float16", "zstd")
 
 
 class LocalState(TypedDict):
-    """What stays on the device. ``last`` holds the latest post of each peer where stale ones may stand in."""
+    """What stays on the device. ``last`` holds the latest update of each peer where stale ones may stand in."""
 
     weights: dict[str, Tensor]
     seed_digest: str
@@ -70,7 +70,7 @@ class Terms(TypedDict):
 
 
 class Update(Terms):
-    """A post: (S, C), or (S,) of ``onehot``."""
+    """(S, C), or (S,) of ``onehot``."""
 
     posteriors: Tensor
 
@@ -142,23 +142,23 @@ class FedH2L:
         }
 
     def receive(self, local_state: LocalState, inbox: Mapping[int, Update], context: DeviceContext) -> LocalState:
-        posts = {peer: update["posteriors"] for peer, update in inbox.items()}
+        told = {peer: update["posteriors"] for peer, update in inbox.items()}
         if self.stale_rounds:
             kept = {
                 peer: node
                 for peer, node in local_state["last"].items()
                 if context.round - node["round"] <= self.stale_rounds
             }
-            kept |= {str(peer): {"posteriors": post, "round": context.round} for peer, post in posts.items()}
-            posts = {int(peer): node["posteriors"] for peer, node in kept.items()}
+            kept |= {str(peer): {"posteriors": one, "round": context.round} for peer, one in told.items()}
+            told = {int(peer): node["posteriors"] for peer, node in kept.items()}
             local_state = {**local_state, "last": kept}
-        total = posteriors.total((posts[peer] for peer in sorted(posts)), self.posts, self.net.classes)
-        return self._learn(local_state, total, len(posts), context)
+        total = posteriors.total((told[peer] for peer in sorted(told)), self.posts, self.net.classes)
+        return self._learn(local_state, total, len(told), context)
 
-    def combine(self, posts: Iterable[Update]) -> dict[str, Any] | None:
+    def combine(self, updates: Iterable[Update]) -> dict[str, Any] | None:
         if self.posts not in posteriors.POOLED or self.stale_rounds:
             return None
-        return posteriors.pooled([update["posteriors"] for update in posts], self.posts, self.net.classes)
+        return posteriors.pooled([update["posteriors"] for update in updates], self.posts, self.net.classes)
 
     def receive_combined(
         self, local_state: LocalState, pool: Mapping[str, Any], mine: Update, context: DeviceContext
@@ -261,7 +261,7 @@ def _require_exchange(method: Any, setup: Setup) -> None:
         )
     if method.stale_rounds and (method.seed_batch_exchange or method.schedule == "batch"):
         raise ConfigError(
-            f"method.stale_rounds = {method.stale_rounds}: a post of another round is about other seeds; it needs "
+            f"method.stale_rounds = {method.stale_rounds}: an update of another round is about other seeds; it needs "
             'schedule = "round" and seed_batch_exchange = 0'
         )
     idle = {"margin": "protect = none"} if method.protect == "none" else {}

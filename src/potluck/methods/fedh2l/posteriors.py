@@ -39,7 +39,7 @@ def encode(p_SC: Tensor, form: Form) -> Tensor:
 
 
 def expected(form: Form, samples: int, classes: int) -> Array:
-    """What a post must look like: shape, values, and rows that add up to one but for the rounding."""
+    """What an update must look like: shape, values, and rows that add up to one but for the rounding."""
     if form == "onehot":
         dtype = torch.uint8 if classes <= 256 else torch.uint16
         return Array(dtype=dtype, shape=(samples,), low=0, high=classes - 1)
@@ -50,37 +50,37 @@ def expected(form: Form, samples: int, classes: int) -> Array:
     )
 
 
-def total(posts: Iterable[Tensor], form: Form, classes: int) -> Tensor | None:
-    """The sum of posts, (S, C): int64, or float64 of ``float32``, where the order of summands counts. None of none."""
+def total(updates: Iterable[Tensor], form: Form, classes: int) -> Tensor | None:
+    """The sum of updates, (S, C): int64, or float64 of ``float32``, where the order of summands counts; or None."""
     found: Tensor | None = None
-    for post in posts:
-        wide = F.one_hot(post.to(torch.int64), classes) if form == "onehot" else post
+    for update in updates:
+        wide = F.one_hot(update.to(torch.int64), classes) if form == "onehot" else update
         wide = wide.to(torch.float64 if form == "float32" else torch.int64)
         found = wide if found is None else found + wide
     return found
 
 
 def mean(total_SC: Tensor) -> Tensor:
-    """The mean posterior, float32, of a sum of posts: its rows add up to one."""
+    """The mean posterior, float32, of a sum of updates: its rows add up to one."""
     wide = total_SC.to(torch.float64)
     return (wide / wide.sum(dim=1, keepdim=True)).to(torch.float32)
 
 
 POOLED = ("fixed16", "fixed8")
-"""The forms whose sum says as much as the posts do."""
+"""The forms whose sum says as much as the updates do."""
 
 
-def pooled(posts: Iterable[Tensor], form: Form, classes: int) -> dict[str, Tensor | int]:
-    """``{"sum": (S, C), "count": posts}``: uint32, or uint16 of fixed8 among at most 257. uint32 holds 65,537 posts."""
-    found = list(posts)
+def pooled(updates: Iterable[Tensor], form: Form, classes: int) -> dict[str, Tensor | int]:
+    """``{"sum": (S, C), "count": updates}``: uint32, or uint16 of fixed8 among at most 257. uint32 holds 65,537."""
+    found = list(updates)
     most = len(found) * SCALE[form]
     summed = total(found, form, classes)
-    assert summed is not None, "a pool is of one post at least"
-    assert most < 2**32, "a pool is of 65,537 posts at most"
+    assert summed is not None, "a sum is of one update at least"
+    assert most < 2**32, "a sum is of 65,537 updates at most"
     return {"sum": summed.to(torch.uint16 if most < 2**16 else torch.uint32), "count": len(found)}
 
 
 def without(pool: Mapping[str, Any], mine: Tensor, form: Form, classes: int) -> Tensor | None:
-    """The sum of the others' posts, exactly; None where there are none."""
+    """The sum of the others' updates, exactly; None where there are none."""
     local_state = total([mine], form, classes)
     return None if pool["count"] < 2 else pool["sum"].to(torch.int64) - local_state

@@ -1,6 +1,6 @@
 """Bytes of one device and one round: the nets of implicit depth against residual nets, as frames of a real run.
 
-    python benchmarks/implicit_bytes.py [--side 32]
+    python benchmarks/claims/implicit_bytes.py [--side 32]
 
 One device, one round of training on a few made-up images of 3 x side x side, 10 classes, no codecs; the figures are
 those of the run's ledger. The nets of implicit depth travel under their own method, the residual nets under fedavg.
@@ -38,8 +38,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32)
-    runtime = parser.parse_args().runtime
-    found = {model: _one_round(model, method, runtime) for model, method in METHOD_OF.items()}
+    side = parser.parse_args().side
+    found = {model: _one_round(model, method, side) for model, method in METHOD_OF.items()}
     print(
         f"| net | parameters | tensor bytes up | encoded bytes up | down | {' | '.join(f'of {m}' for m in AGAINST)} |"
     )
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"| {model} | {parameters:,} | {tensors:,} | {up:,} | {down:,} | {shares} |")
 
 
-def _one_round(model: str, method: str, runtime: int) -> tuple[int, int, int, int]:
+def _one_round(model: str, method: str, side: int) -> tuple[int, int, int, int]:
     """(parameters, tensor bytes up, encoded bytes up, encoded bytes down)."""
     table = {
         "rounds": 1,

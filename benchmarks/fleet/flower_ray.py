@@ -1,6 +1,6 @@
 """An app of ``potluck flower-app`` under Flower's own commands: on a SuperLink started by hand, and simulated on Ray.
 
-    python benchmarks/flower_ray.py [--method fedhm] [--rounds 2] [--skip ray] [--out DIR]
+    python benchmarks/fleet/flower_ray.py [--method fedhm] [--rounds 2] [--skip ray] [--out DIR]
 
 Needs an environment with ``potluck[flower]``, ``flwr[simulation]``, scikit-learn. Plays the digits in one process, on
 a SuperLink with four SuperNodes that were started with Flower's commands alone, and on Flower's simulation runtime;

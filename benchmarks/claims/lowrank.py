@@ -1,12 +1,12 @@
 """The rows of docs/results-lowrank.md: one line of JSON a run, and a table of medians.
 
-    python benchmarks/lowrank.py ranks  --seeds 0,1,2,3,4 --out runs/lowrank    unequal devices: FedHM beside HeteroFL
-    python benchmarks/lowrank.py bytes  --seeds 0,1,2,3,4 --out runs/lowrank    compressed messages of one net
-    python benchmarks/lowrank.py ranks  --recipe recipes/lowrank-cifar.toml --seeds 0 --rows local,fedavg,fedhm
-    python benchmarks/lowrank.py table  --out runs/lowrank
-    python benchmarks/lowrank.py spectrum --out runs/lowrank    energy beyond the phones' ranks after the last round
-    python benchmarks/lowrank.py inference --out runs/lowrank/lowrank-fashion/feddlr-0    compact net beside full
-    python benchmarks/lowrank.py speed --out runs/fashion    what a phone of this run deploys, beside the full net
+    python benchmarks/claims/lowrank.py ranks  --seeds 0,1,2,3,4 --out runs/lowrank    unequal devices: FedHM, HeteroFL
+    python benchmarks/claims/lowrank.py bytes  --seeds 0,1,2,3,4 --out runs/lowrank    compressed messages of one net
+    python benchmarks/claims/lowrank.py ranks  --recipe recipes/lowrank-cifar.toml --seeds 0 --rows local,fedavg,fedhm
+    python benchmarks/claims/lowrank.py table  --out runs/lowrank
+    python benchmarks/claims/lowrank.py spectrum --out runs/lowrank    energy beyond the phones' ranks
+    python benchmarks/claims/lowrank.py inference --out RUN    compact net beside full
+    python benchmarks/claims/lowrank.py speed --out runs/fashion    what a phone deploys, beside the full net
 
 A run that stands in OUT already is not made again.
 """
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from potluck.experiment import build, store
 from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
+from potluck.experiment.resolve import resolve
 from potluck.experiment.run_reader import Run
 from potluck.lowrank.factorise import compact, recover
 from potluck.lowrank.layers import factorisable, ranks_by_factor
@@ -166,9 +167,10 @@ def spectrum(out: Path) -> None:
 def inference(place: Path) -> None:
     """Prints, for the full weights of a FedDLR run and for compact nets of less and less energy: accuracy and speed."""
     found = Run.load(place)
-    shares = build.make_shares(found.experiment)
+    resolved = resolve(found.experiment)
+    shares = build.make_shares(resolved)
     state, shape, classes = store.read_checkpoint(place).state, shares.test.shape, shares.test.classes
-    full = build.make_tier_nets(found.experiment, shape, classes)("phone").eval()
+    full = build.make_tier_nets(resolved, shape, classes)("phone").eval()
     load(full, {name: node["dense"] for name, node in state["weights"].items()})
     torch.set_num_threads(1)
     print("| energy | parameters | accuracy | ms at batch 1 | ms at batch 64 | times as fast |")
@@ -186,7 +188,7 @@ def inference(place: Path) -> None:
 def speed(place: Path) -> None:
     """Prints how much faster the phones' net is than the same net with its low-rank layers multiplied out."""
     found = Run.load(place)
-    small, test = found.model("phone").eval(), build.make_shares(found.experiment).test
+    small, test = found.model("phone").eval(), build.make_shares(resolve(found.experiment)).test
     full = recover(small).eval()
     torch.set_num_threads(1)
     print(f"accuracy {found.summary['accuracy']['tiers']['phone']:.2%}, parameters {count_parameters(small):,}")

@@ -46,8 +46,8 @@ def main() -> None:
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     facts = {
         "net": NETS[bench],
-        "batch": settled.train.batch_size,
-        "lr": settled.train.lr,
+        "batch": settled.experiment.train.batch_size,
+        "lr": settled.experiment.train.lr,
         "sizes": [len(shard) for shard in shares.train],
     }
     np.savez(

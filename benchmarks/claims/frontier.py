@@ -1,6 +1,6 @@
 """The cheapest way to ResNet-20's accuracy: nets, methods and codecs side by side, by bytes.
 
-    python benchmarks/frontier.py --set quick --seeds 0,1,2 --out runs/claims
+    python benchmarks/claims/frontier.py --set quick --seeds 0,1,2 --out runs/claims
 
 Runs what is missing of the rows of FRONTIER (claims.py; same folders) and prints a table: parameters, encoded bytes of
 the whole run, accuracy after the last round, and the bytes until the first evaluation that reaches what FedAvg with

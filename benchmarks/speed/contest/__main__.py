@@ -1,10 +1,10 @@
 """Measures Potluck and its rivals in turn, and writes docs/performance.md.
 
-    python benchmarks/contest [--only B1,B5] [--quick] [--turns 3] [--rivals PYTHON] [--page FILE] [--fresh]
+    python benchmarks/speed/contest [--only B1,B5] [--quick] [--turns 3] [--rivals PYTHON] [--page FILE] [--fresh]
 
-``--rivals`` is the Python of an environment with benchmarks/requirements-rivals.txt (``make rivals``); without it the
-rivals are left out. Every result is kept at once in runs/contest, a file a commit: after an interruption the same
-command goes on where it was. ``--fresh`` begins anew. B1 needs the folder of real data that POTLUCK_DATA names.
+``--rivals`` is the Python of an environment with benchmarks/speed/requirements-rivals.txt (``make rivals``); without
+it the rivals are left out. Every result is kept at once in runs/contest, a file a commit: after an interruption the
+same command goes on where it was. ``--fresh`` begins anew. B1 needs the folder of real data that POTLUCK_DATA names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import page
 from measure import Results, run
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[2]
 PAYLOADS = {"4 kB": "payload_4kb", "1 MB": "payload_1mb", "20 MB": "payload_20mb"}
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
 Case = tuple[str, str, list[str], dict[str, str]]

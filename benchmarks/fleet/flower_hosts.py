@@ -1,6 +1,6 @@
 """A server and four devices on Flower as five hosts: two thin cables, TLS, keys, one device cut off in an upload.
 
-    sudo python benchmarks/flower_hosts.py [--rate 1mbit] [--rounds 4] [--hidden 3300] [--no-cut] [--out DIR]
+    sudo python benchmarks/fleet/flower_hosts.py [--rate 1mbit] [--rounds 4] [--hidden 3300] [--no-cut] [--out DIR]
 
 Each host is a network namespace; ``tbf`` limits both directions of the cables of devices 0 and 1. The same experiment
 is played twice: with a net of 2.6 kB, two devices a round (the floor: what a round takes with hardly anything to carry;
@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from namespaces import Switch, wired
 from torch import nn
 
-from namespaces import Switch, wired
 from potluck.deploy.split import write_split
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, run, store

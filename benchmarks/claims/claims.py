@@ -1,8 +1,8 @@
 """The claims of the five systems, each measured and judged: the table of claims in docs/results.md.
 
-    python benchmarks/claims.py                                     the quick set, then the short ones: hours
-    python benchmarks/claims.py --sets quick --seeds 0 --only depths-ode,depths-deq
-    python benchmarks/claims.py --print                             judges what is there, runs nothing
+    python benchmarks/claims/claims.py                                     the quick set, then the short ones: hours
+    python benchmarks/claims/claims.py --sets quick --seeds 0 --only depths-ode,depths-deq
+    python benchmarks/claims/claims.py --print                             judges what is there, runs nothing
 
 Each run goes to OUT/SET/ROW-SEED; one that is there is not made again, one that was broken off goes on. A claim is
 judged on the seeds that all its rows have. The parts of a verdict are fixed here, before the runs: *holds* if all
@@ -27,7 +27,7 @@ from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
 from potluck.experiment.run_reader import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE, START, END = ROOT / "docs/results.md", "<!-- claims: made by `make claims` -->", "<!-- end of claims -->"
 SETS = {"quick": "digits", "fashion": "fashion", "cifar": "cifar", "mnist": "mnist"}
 SEEDS = {"quick": (0, 1, 2, 3, 4), "fashion": (0,), "cifar": (0, 1, 2), "mnist": (0, 1, 2)}
@@ -100,7 +100,7 @@ FRONTIER = (
     *("resnet20", "resnet20-int8", "resnet8", "resnet8-int8", "ode", "ode-int8"),
     *("ode-lowrank", "ode-truncated", "deq", "deq-int8"),
 )
-"""What benchmarks/frontier.py sets side by side."""
+"""What benchmarks/claims/frontier.py sets side by side."""
 Found = Mapping[str, Sequence[Run]]
 Parts = Iterable[tuple[str, bool]]
 """(what was measured, in words; whether it is what the claim says)."""

@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments, again and again, and resumes it: does it end where it would have ended?
 
-    python benchmarks/kills.py [--kills 20] [--seed 0] [--method local] [--engine pool]
+    python benchmarks/faults/kills.py [--kills 20] [--seed 0] [--method local] [--engine pool]
 
 Prints each kill, the round that stood in the checkpoint, and the two digests.
 """
@@ -19,7 +19,7 @@ from potluck.core.errors import RunFolderError
 from potluck.experiment import store
 from potluck.experiment.run_reader import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def checkpoint(folder: Path) -> int:

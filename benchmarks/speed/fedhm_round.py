@@ -1,6 +1,6 @@
 """The server's work in one round of FedHM on ``resnet18``, beside the training of its devices.
 
-    python benchmarks/fedhm_round.py [--threads 1] [--images 2500] [--epochs 1]
+    python benchmarks/speed/fedhm_round.py [--threads 1] [--images 2500] [--epochs 1]
 
 Four tiers of rank factor 1, 2, 4 and 8, one device each. The server: every decomposition (one a layer serves all
 tiers), the casts, and the merge of four replies. The devices: one timed step of 32 images each, times the steps of
@@ -74,11 +74,13 @@ def main() -> None:
         rank_factor=FACTORS,
     )
     devices = [device(number, tier) for number, tier in enumerate(FACTORS)]
-    server_context = ServerContext(round=1, devices=devices, held=None, public=None, seed=0)
-    state, start = method.initial_state(server_context), time.perf_counter()
+    before, server_context = (
+        ServerContext(round=number, devices=devices, held=None, public=None, seed=0) for number in (0, 1)
+    )
+    state, start = method.initial_state(before), time.perf_counter()
     with meter.metering() as costs:
         downs = [method.broadcast(state, one, server_context) for one in devices]
-        cast = time.perf_counter() - start
+        sent = time.perf_counter() - start
         replies = [
             Reply(device=one, round=1, update={**down, "rank_factor": 1.0, "samples": 1, "labels": [0]})
             for one, down in zip(devices, downs, strict=True)
@@ -88,7 +90,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {given.threads} thread(s), {given.images} images a device, {given.epochs} epoch(s)"
     )
-    print(f"server: cast {cast:.2f} s, of which SVD {costs.seconds['svd']:.2f} s; with the merge {server:.2f} s")
+    print(f"server: broadcast {sent:.2f} s, of which SVD {costs.seconds['svd']:.2f} s; with aggregate {server:.2f} s")
     steps, slowest = -(-given.images // BATCH) * given.epochs, 0.0
     for one, down in zip(devices, downs, strict=True):
         parameters, seconds = step_seconds(method, down)

@@ -15,18 +15,17 @@ from typing import Any
 import torch
 
 import potluck
-from potluck import methods
 from potluck.core.contexts import DeviceContext
 from potluck.experiment.config import Experiment
-from potluck.methods.averaging import Averaging, State, Up
+from potluck.methods.averaging import Averaging, State, Update
 
 
 class Idle(Averaging):
     """Answers with what it was sent."""
 
-    def train(self, own: None, down: State, task: DeviceContext) -> tuple[None, Up]:
+    def train(self, local_state: None, broadcast: State, context: DeviceContext) -> tuple[None, Update]:
         """No training."""
-        return None, {"weights": down["weights"], "samples": 1}
+        return None, {"weights": broadcast["weights"], "samples": 1}
 
 
 def play(table: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +69,7 @@ def main() -> None:
         print(json.dumps(play(table(devices, rounds, "mlp", drawn, 8))))
         return
     devices, rounds = numbers
-    methods.METHODS["idle"] = Idle
-    asked = table(devices, rounds, f"nets:{kind}", devices, 4) | {"method": {"name": "idle"}}
+    asked = table(devices, rounds, f"nets:{kind}", devices, 4) | {"method": {"name": "idle:Idle"}}
     print(json.dumps(play(asked) | {"torch": torch.__version__}))
 
 

@@ -1,6 +1,6 @@
 """Does Potluck learn what a plain loop learns? FedAvg against fifteen lines of PyTorch, on the same shares.
 
-    POTLUCK_DATA=... python benchmarks/reference.py recipes/fashion.toml [--seeds 0,1,2] [--rounds 10]
+    POTLUCK_DATA=... python benchmarks/claims/reference.py recipes/fashion.toml [--seeds 0,1,2] [--rounds 10]
 
 The loop below shares nothing with Potluck but the shares of data and the initial weights: its own order of samples, its
 own averaging in float32. Accuracy after each round on the same test images, side by side.
@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     told = parser.parse_args()
     for seed in (int(part) for part in told.seeds.split(",")):
-        experiment = resolve(Experiment.load(told.recipe, [f"seed={seed}", f"rounds={told.rounds}"])).experiment
-        shares = build.make_shares(experiment)
+        resolved = resolve(Experiment.load(told.recipe, [f"seed={seed}", f"rounds={told.rounds}"]))
+        experiment = resolved.experiment
+        shares = build.make_shares(resolved)
         tier = experiment.fleet.tier[0].name
-        net = build.make_tier_nets(experiment, shares.test.shape, shares.test.classes)(tier)
+        net = build.make_tier_nets(resolved, shares.test.shape, shares.test.classes)(tier)
         torch.manual_seed(seed + 1000)
         plain = plain_loop(experiment, shares, net)
         with tempfile.TemporaryDirectory() as folder:

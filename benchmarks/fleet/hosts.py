@@ -1,6 +1,6 @@
 """Six peers as six hosts: network namespaces on a switch, thin links, a delay, and one host cut off and joined again.
 
-    sudo python benchmarks/hosts.py [--peers 6] [--rate 1mbit] [--delay-ms 25] [--rounds 12] [--out DIR]
+    sudo python benchmarks/fleet/hosts.py [--peers 6] [--rate 1mbit] [--delay-ms 25] [--rounds 12] [--out DIR]
 
 Each host has its own address on a veth pair; ``tbf`` limits both directions of it, and a proxy before each peer's port
 delays what comes in and goes out by ``--delay-ms`` each (netem would, but not every kernel has it). After round 2 the
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from namespaces import Switch, wired
+
 from potluck.deploy.split import write_split
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build, store

@@ -1,6 +1,6 @@
 """Rotated MNIST among peers: local training, FedMD, FedH2L and its ablations; AD, AL and bytes.
 
-    POTLUCK_DATA=FOLDER python benchmarks/peers.py [--seeds 0,1,2] [--rows local,both,...] [--out runs/peers]
+    POTLUCK_DATA=FOLDER python benchmarks/claims/peers.py [--seeds 0,1,2] [--rows local,both,...] [--out runs/peers]
 
 The experiment is recipes/rotated-mnist.toml with other nets: ``mlp`` (phone), ``lenet`` (tablet) and ``strided`` of
 peer_nets.py (laptop), at learning rate 0.02 for all rows. Rows that are there already are read, not run again.
@@ -40,7 +40,7 @@ def play(row: str, seed: int, lr: float, out: Path) -> dict[str, Any]:
     """The summary of a row's run."""
     folder = out / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (folder / "summary.json").is_file():
-        table = Experiment.load(HERE.parent / "recipes" / "rotated-mnist.toml").model_dump()
+        table = Experiment.load(HERE.parents[1] / "recipes" / "rotated-mnist.toml").model_dump()
         table |= {"seed": seed, "rounds": MORE_ROUNDS.get(row, table["rounds"]), "methods": {}}
         table["train"]["lr"], table["engine"]["kind"] = lr, "inprocess"
         table["evaluate"]["every"], table["method"] = 100, {**ROWS[row], "models": MODELS}

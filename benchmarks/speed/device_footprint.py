@@ -1,6 +1,6 @@
 """What a device on Flower needs: memory and CPU of each of its processes, waiting and in a round.
 
-    python benchmarks/device_footprint.py [--rounds 6] [--idle 90] [--cold] [--python FILE] [--out DIR]
+    python benchmarks/speed/device_footprint.py [--rounds 6] [--idle 90] [--cold] [--python FILE] [--out DIR]
 
 Two devices join a server that waits for a third: what they use then is what waiting costs. Then it joins, and the
 rounds are played (an MLP on the digits, TLS and node keys). Resident memory (RSS) counts a shared page in each process,
@@ -34,7 +34,7 @@ from potluck.experiment.resolve import resolve
 
 DEVICES, LOOK_S, SETTLE_S, LONGEST_S = 3, 0.1, 10.0, 420.0
 KINDS = ("flower-supernode", "flower-superexec", "flwr-clientapp", "flower-superlink", "flwr-serverapp")
-WARM, CGROUPS = "potluck.engines.flower.engine.warm", Path("/sys/fs/cgroup")
+WARM, CGROUPS = "potluck.engines.flower.warm", Path("/sys/fs/cgroup")
 
 
 def experiment(rounds: int) -> Experiment:

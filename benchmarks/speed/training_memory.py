@@ -1,6 +1,6 @@
 """Resident memory that one device's round takes beyond the idle process, in bytes, one line a tier (Linux).
 
-    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/training_memory.py EXPERIMENT.toml
+    MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/speed/training_memory.py EXPERIMENT.toml
 
 Idle is after a round on two samples: libraries are loaded, kernels are made. With the variable glibc gives back what is
 free; without it, it keeps some.
@@ -18,8 +18,9 @@ import torch
 from potluck.engines.contract import Request
 from potluck.engines.local_state import LocalStateStore
 from potluck.engines.round import initial_checkpoint
-from potluck.experiment import build, run
+from potluck.experiment import build
 from potluck.experiment.config import Experiment
+from potluck.experiment.prepare import prepare
 
 
 def now(what: str) -> int:
@@ -29,7 +30,7 @@ def now(what: str) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    ready = run.prepare(Experiment.load(sys.argv[1]))
+    ready = prepare(Experiment.load(sys.argv[1]))
     federation, folder = ready.federation, Path(tempfile.mkdtemp())
     runtime = build.make_runtime(ready.resolved, ready.shares, folder / "own")
     tiny = replace(

@@ -1,6 +1,6 @@
 """Every method on a real SuperLink with four SuperNodes: the state of an in-process run, bytes, seconds.
 
-    python benchmarks/flower_methods.py [METHOD]... [--out runs/flower-methods] [--for-s 420]
+    python benchmarks/fleet/flower_methods.py [METHOD]... [--out runs/flower-methods] [--for-s 420]
 
 TLS and node authentication on loopback, the digits, four devices of two tiers, 3 rounds; a method among peers goes
 through the relay. A method that stands in OUT/methods.jsonl is not run again, so that the same command goes on where it
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flower_fleet import Fleet, fleet_in
+
 from potluck.experiment import run, store
 from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS

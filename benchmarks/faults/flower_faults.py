@@ -1,6 +1,6 @@
 """Devices that die, freeze and lie, strangers, and a server that dies, on real processes: what the ledger says.
 
-    python benchmarks/flower_faults.py [devices] [server] [rogue] [--out runs/flower-faults]
+    python -m benchmarks.faults.flower_faults [devices] [server] [rogue] [--out runs/flower-faults]
 
 devices  four of them; one is killed in mid-training (SIGKILL to it and all it started), then two at once, then one is
          frozen (SIGSTOP) and thawed when its round is over; who was killed is started again at once. Beside them
@@ -25,8 +25,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flower_fleet import LONG, TABLE, Blows, Fleet, fleet_in, hurt_when_busy, send
-from flower_rogue import plant
+from benchmarks.faults.flower_rogue import plant
+from benchmarks.fleet.flower_fleet import LONG, TABLE, Blows, Fleet, fleet_in, hurt_when_busy, send
+
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import run, store
 from potluck.experiment.run_reader import Run

@@ -1,6 +1,6 @@
 """How long a round's exchange among real peers takes on loopback, with mutual TLS: the exchange alone, no training.
 
-    python benchmarks/mesh_latency.py [--peers 6] [--seeds 600] [--rounds 200]
+    python benchmarks/speed/mesh_latency.py [--peers 6] [--seeds 600] [--rounds 200]
 
 Each peer is a process of its own. All begin a round together, hold their post (a frame of ``posts = "fixed16"``) and
 gather those of the others, each checked as in a run. Printed: the median and the 95th percentile over all peers and
@@ -62,7 +62,7 @@ def free_ports(count: int) -> list[int]:
 def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier: Any, results: Any) -> None:
     """One peer's process: puts (id, seconds of each round, bytes of a frame, what went wrong) into ``results``."""
     torch.set_num_threads(1)
-    ready = resolve(experiment(told.peers, told.seeds)).experiment
+    ready = resolve(experiment(told.peers, told.seeds))
     shares = build.make_shares(ready)
     nets = build.make_tier_nets(ready, shares.test.shape, shares.test.classes)
     federation = build.make_federation(ready, shares, build.make_method(ready, nets))

@@ -1,6 +1,6 @@
 """Two small measurements, each as a ratio within one run: the truncated SVD, and inference of a compact net.
 
-    python benchmarks/svd_micro.py [--threads 1] [--repeats 3]
+    python benchmarks/speed/svd_micro.py [--threads 1] [--repeats 3]
 
 1. Every factorised layer of ``resnet18`` at rank factor 8, weights from a seeded initialisation: the path that
    ``potluck.lowrank.svd`` chooses against ``torch.linalg.svd``. Targets: 3 times as fast, and an error of truncation

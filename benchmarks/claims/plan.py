@@ -1,6 +1,6 @@
 """A plan beside what is measured: bytes (ledger), FLOPs (torch's counter), seconds (the run's clock), memory (/proc).
 
-    python benchmarks/plan.py recipes/digits.toml --methods fedavg,fedhm --set rounds=3
+    python benchmarks/claims/plan.py recipes/digits.toml --methods fedavg,fedhm --set rounds=3
 
 Prints a Markdown table: planned, and measured over planned. Memory is of a process whose allocator gives back what is
 free (MALLOC_MMAP_THRESHOLD_), and in brackets with glibc's default; ``--no-run`` leaves out the runs.
@@ -24,15 +24,16 @@ from potluck.engines.round import initial_checkpoint
 from potluck.experiment import run, store
 from potluck.experiment.compare import variants
 from potluck.experiment.config import Experiment
+from potluck.experiment.prepare import prepare
 from potluck.planning import plan
 
-MEMORY = Path(__file__).parent / "training_memory.py"
+MEMORY = Path(__file__).parents[1] / "speed" / "training_memory.py"
 
 
 def counted_flops(experiment: Experiment) -> list[float]:
     """Per tier: FLOPs of the forward and backward passes of one device's round 1, each counted."""
     with torch_threads(1):
-        ready = run.prepare(experiment)
+        ready = prepare(experiment)
         federation, found = ready.federation, []
         state = initial_checkpoint(federation).state
         for tier in experiment.fleet.tier:

@@ -18,7 +18,7 @@ from measure import Results
 Found = dict[str, list[dict[str, Any]]]
 HEAD = """# Performance
 
-Written by `make bench` (see benchmarks/contest). Every contestant does the same work, from the same first weights, on
+Written by `make bench` (benchmarks/speed/contest). Every contestant does the same work, from the same first weights, on
 the same shares of the same data, in processes of its own and in turn (A B A B). A round is what lies between the ends
 of two rounds: start-up and evaluation stand apart. Memory is the largest sum of resident memory over a contestant's
 processes, so that shared pages count in each. Nothing of this has been measured on a GPU: the code paths for CUDA (one
@@ -274,7 +274,7 @@ def written(results: Results, commit: str, note: str) -> str:
     )
     lines += [*methods(results.of("B4")), *parts(results.of("B5"))]
     lines += idle(results.of("B6"), "B6: scale (drawn of registered; `mlp`, four samples a device; in-process)")
-    lines += growth(results, Path(__file__).parent.parent.parent / "docs" / "figures")
+    lines += growth(results, Path(__file__).parents[3] / "docs" / "figures")
     if failed:
         lines += ["## What failed", "", *failed, ""]
     lines += [(Path(__file__).parent / "remarks.md").read_text(encoding="utf-8")]

@@ -1,6 +1,6 @@
 """Evidence for nets of implicit depth: fleets of mixed depth against fleets of one depth, against devices alone.
 
-    python benchmarks/implicit.py recipes/implicit-digits.toml --rows ode,ode-2 --seeds 0,1,2 --out runs/implicit
+    python benchmarks/claims/implicit.py recipes/implicit-digits.toml --rows ode,ode-2 --seeds 0,1,2 --out runs/implicit
 
 Runs each row and seed into OUT/ROW-SEED (one that is finished is not run again), then prints a table: the accuracy of
 each tier, their mean at the end and at the first evaluation, as mean ± sample deviation over the seeds; encoded bytes a
@@ -21,6 +21,7 @@ from claims import TIERS
 from potluck.experiment import run as runs
 from potluck.experiment import store
 from potluck.experiment.config import Experiment
+from potluck.experiment.prepare import prepare
 from potluck.experiment.run_reader import Run
 from potluck.training.evaluate import evaluate
 
@@ -100,7 +101,7 @@ def _print_cross(found: dict[str, list[Run]]) -> None:
 
 
 def _accuracies(found: Run, depths: Sequence[int]) -> list[float]:
-    ready, state = runs.prepare(found.experiment), store.read_checkpoint(found.path).state
+    ready, state = prepare(found.experiment), store.read_checkpoint(found.path).state
     device, method = ready.federation.fleet.devices[0], ready.federation.method
     accuracies = []
     for depth in depths:

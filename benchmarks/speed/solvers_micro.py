@@ -1,6 +1,6 @@
 """What the gradients of an equilibrium cell cost: time against unrolling, and peak memory for two budgets.
 
-    python benchmarks/solvers_micro.py [--preset deq-s-like] [--batch 16] [--side 32] [--repeats 9] [--threads 1]
+    python benchmarks/speed/solvers_micro.py [--preset deq-s-like] [--batch 16] [--side 32] [--repeats 9] [--threads 1]
 
 Time: the cell alone (no stem, no head), depth 8, forward and backward; all variants take turns within one run, and the
 table shows medians and their ratio to ``unroll``. Memory: one training step of a whole net in a process of its own; the
@@ -54,9 +54,7 @@ def seconds_by_gradient(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of forward and backward by variant; the variants take turns, the first round warms up."""
     net = _net(options)
     channels = net.cell.kernel2.shape[0]
-    x = torch.randn(
-        options.batch, channels, options.runtime, options.runtime, generator=torch.Generator().manual_seed(0)
-    )
+    x = torch.randn(options.batch, channels, options.side, options.side, generator=torch.Generator().manual_seed(0))
     taken: dict[str, list[float]] = {name: [] for name in TIMED}
     for turn in range(options.repeats + 1):
         for name, gradient in TIMED.items():
@@ -82,7 +80,7 @@ def peak_bytes(options: argparse.Namespace, kind: str, budget: str) -> int:
     net = _net(options)
     set_depth(net, int(budget), solver=FixedPoint(), gradient=WEIGHED[kind])
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(options.batch, 3, options.runtime, options.runtime, generator=generator)
+    image = torch.randn(options.batch, 3, options.side, options.side, generator=generator)
     label = torch.zeros(options.batch, dtype=torch.int64)
     _step(net, image[:1], label[:1])  # what the libraries allocate once is not the device's
     before = _peak_resident()
@@ -103,7 +101,7 @@ def _peak_resident() -> int:
 
 def _net(options: argparse.Namespace) -> DeqNet:
     torch.manual_seed(0)
-    return make_deq(options.preset, (3, options.runtime, options.runtime), 10)
+    return make_deq(options.preset, (3, options.side, options.side), 10)
 
 
 def _print_times(options: argparse.Namespace) -> None:
