@@ -11,14 +11,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "examples/plugin"
-INSTALL = ("install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation")
+OFFLINE = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-build-isolation")
 
 
-def install_into(folder: Path, *how: str) -> None:
-    """Installs the plug-in with pip, from its folder alone: nothing is fetched. ``how``: where to."""
-    words = [sys.executable, "-m", "pip", *how[:2], *INSTALL, *how[2:], str(PLUGIN)]
+def install(place: Path, *, python: Path | None = None) -> None:
+    """Installs the plug-in with pip, from its folder alone: for a Python, or else into the folder ``place``."""
+    into = ["--python", str(python), "install"] if python else ["install", "--target", str(place)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    words = [sys.executable, "-m", "pip", *into, *OFFLINE, str(PLUGIN)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -31,7 +32,7 @@ def fresh_environment(folder: Path) -> Path:
     (site / "potluck_from_outside.pth").write_text(
         "\n".join([sysconfig.get_path("purelib"), str(ROOT / "src")]) + "\n", encoding="utf-8"
     )
-    install_into(folder, "--python", str(python))
+    install(folder, python=python)
     return python
 
 

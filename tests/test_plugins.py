@@ -7,17 +7,21 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.engines.flower.grid import grid_of, serve
 from tests.plugin_home import PLUGIN, fresh_environment, told
 
 from potluck.core import plugins
 from potluck.core.errors import ConfigError, ModelError
 from potluck.core.plugins import Catalogue
-from potluck.experiment import run
+from potluck.deploy.split import write_split
+from potluck.experiment import build, run
 from potluck.experiment.compare import compare, variants
-from potluck.experiment.config import Experiment
+from potluck.experiment.config import Experiment, Track
 from potluck.experiment.listener import SILENCE
+from potluck.experiment.resolve import resolve
 from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
 from potluck.testing import small_experiment
@@ -82,6 +86,65 @@ def test_an_installed_name_and_an_object_are_the_same(
     assert Run.load(tmp_path / "own").model("large").training is False
     again = run.resume(tmp_path / "own", more_rounds=1)
     assert again.summary["rounds"] == installed["rounds"] + 1
+
+
+def test_over_flower_it_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(PLUGIN / "src"))
+    asked = Experiment.load(PLUGIN / "experiment.toml", [*OWN, "rounds=2", "engine.kind=inprocess"])
+    serve(grid_of(asked, tmp_path))
+    here = run.run(asked, tmp_path / "here")
+    there = Run.load(tmp_path / "run")
+    assert there.summary["state_sha256"] == here.summary["state_sha256"]
+    assert {row["status"] for row in there.ledger} == {"ok"}
+
+
+HELLO = """
+import json, sys
+from potluck.deploy.client_app import _hello
+print(json.dumps(_hello(*json.load(sys.stdin))))
+"""
+
+
+def hello(config: dict[str, Any], **node: str) -> dict[str, Any]:
+    """What a device says before any training, in a process that knows nothing of the plug-in."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELLO],
+        input=json.dumps([config, {"partition-id": 1, "tier": "small", **node}]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (OWN[0], "method.name = \"potluck_signs.method:SignMean\": no module 'potluck_signs'"),
+        (OWN[1], "model.name = \"potluck_signs.net:make_two_conv\": no module 'potluck_signs'"),
+        (OWN[3], "wire = \"potluck_signs.codec:make_int4\": no module 'potluck_signs'"),
+    ],
+)
+def test_a_device_that_lacks_one_says_so_before_any_training(
+    own: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as here:
+        here.syspath_prepend(str(PLUGIN / "src"))
+        config = grid_of(_set(own), tmp_path).config
+    assert hello(config, store=str(tmp_path / "store"))["fault"].startswith(says)
+
+
+def test_a_device_needs_neither_the_servers_source_nor_its_tracker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as here:
+        here.syspath_prepend(str(PLUGIN / "src"))
+        asked = _set(OWN[2]).model_copy(update={"track": Track(kind=["potluck_signs.tracker:csv_file"])})
+        config = grid_of(asked, tmp_path).config
+        write_split(build.make_shares(resolve(asked)), tmp_path / "shares")
+    node = {"data": "device-001", "public": "public"}
+    node = {key: f"npz:{tmp_path}/shares/{name}.npz" for key, name in node.items()} | {"store": str(tmp_path / "store")}
+    assert not hello(config, **node)["fault"]
 
 
 def test_a_comparison_names_an_object_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -31,20 +31,17 @@ def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[Path, Any]]:
         value = tree[key]
         if not isinstance(key, str) or not key or "/" in key:
             raise ValueError(f"tree key {key!r} under {prefix!r}: expected a non-empty string without '/'")
-        if is_tree(value) and value:
+        if isinstance(value, Tensor) or not is_tree(value):  # tensors first: they are many, and quicker to tell
+            yield f"{prefix}{key}", value
+        elif value:
             yield from leaves(value, f"{prefix}{key}/")
         else:
-            yield f"{prefix}{key}", dict(value) if is_tree(value) else value
+            yield f"{prefix}{key}", {}
 
 
 def tensors(tree: Tree) -> dict[Path, Tensor]:
     """The tensor leaves by path."""
     return {path: leaf for path, leaf in leaves(tree) if isinstance(leaf, Tensor)}
-
-
-def scalars(tree: Tree) -> dict[Path, Any]:
-    """The leaves that are not tensors, by path."""
-    return {path: leaf for path, leaf in leaves(tree) if not isinstance(leaf, Tensor)}
 
 
 def assemble(by_path: Mapping[Path, Any]) -> dict[str, Any]:

@@ -82,8 +82,10 @@ def encode(tree: Tree, facts: Mapping[str, Any] | None = None) -> bytearray:
 
     Raises WireError for what a frame cannot hold: an odd name, a dtype beyond ``DTYPES``, a number that is not finite.
     """
-    found = sorted(trees.tensors(tree).items(), key=lambda item: (-item[1].element_size(), item[0]))
-    scalars = trees.scalars(tree)
+    leaves = dict(trees.leaves(tree))
+    scalars = {path: leaf for path, leaf in leaves.items() if not isinstance(leaf, Tensor)}
+    held = [(path, leaf) for path, leaf in leaves.items() if isinstance(leaf, Tensor)]
+    found = sorted(held, key=lambda item: (-item[1].element_size(), item[0]))
     for path, leaf in scalars.items():
         _require_path(path)
         _require_scalar(path, leaf)

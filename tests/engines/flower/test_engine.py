@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from tests.engines.flower.grid import Fault, HereGrid, failed, grid_of, one_task, serve
 
 from potluck.core.errors import ConfigError, EngineError, WireError
+from potluck.deploy.server_app import events_of
 from potluck.engines.flower import engine
-from potluck.engines.flower.frames import STYPE, pack, unpack
+from potluck.engines.flower.frames import HELLO, STYPE, pack, unpack
 from potluck.engines.flower.private import size_of
-from potluck.experiment import run
+from potluck.experiment import run, store
 from potluck.experiment.config import Experiment
 from potluck.experiment.run_reader import Run
 from potluck.methods import METHODS
@@ -226,6 +228,30 @@ def test_a_device_that_does_not_fit_is_refused_by_name(small: MakeExperiment, tm
         serve(grid)
     assert reason in str(raised.value)
     assert "missing 1" in str(raised.value)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_device_that_was_refused_and_is_mended_is_let_in(
+    small: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grid_of(small("fedavg", "engine.join_timeout_s=300"), tmp_path)
+    grid.nodes[1007]["tier"] = "fridge"
+    looks = itertools.count()
+    nodes = grid.get_node_ids
+
+    def look() -> Iterable[int]:
+        if next(looks) == 20:
+            grid.nodes[1007]["tier"] = "small"
+        return nodes()
+
+    monkeypatch.setattr(grid, "get_node_ids", look)
+    serve(grid)
+    events = store.read_lines(events_of(tmp_path / "run"))
+    assert [line["event"] for line in events].count("refused") == 1, "said once, though it is asked again"
+    assert [line["device"] for line in events if line["event"] == "joined"][-1] == 1
+    assert summary(tmp_path)["rounds"] == 2
+    asked = [message for message in grid.sent if message.metadata.message_type == HELLO]
+    assert len(asked) < 10
 
 
 @pytest.mark.usefixtures("clock")

@@ -31,8 +31,9 @@ try:
 except ImportError:
     raise MissingExtraError("a fleet on Flower", "flower") from None
 
-POLL_S, HELLO_S = 0.5, 300.0
-"""Seconds between two looks, and seconds that a node has to say hello."""
+POLL_S, HELLO_S, AGAIN_S = 0.5, 300.0, 60.0
+"""Seconds between two looks; that a node has to say hello; and until one that was refused, and may be mended, is asked
+again."""
 IN_MEMORY = 64 * 2**20
 """Bytes of early replies that are kept in memory; beyond, they wait on disk."""
 STRIKES, PAUSE = 3, 2
@@ -231,8 +232,8 @@ class FlowerEngine:
         """Asks nodes that are not known yet which device they are, and hears those that answer."""
         now = time.monotonic()
         for node in self.grid.get_node_ids():
-            waiting = node in self._hellos.values() and now - self._greeted[node] < HELLO_S
-            if node not in self.nodes.values() and node not in self._refused and not waiting:
+            patience = HELLO_S if node in self._hellos.values() else AGAIN_S if node in self._refused else 0.0
+            if node not in self.nodes.values() and now - self._greeted.get(node, -patience) >= patience:
                 ask = ConfigRecord({"digest": self.fleet.digest, "version": self.fleet.version})
                 message = Message(RecordDict({"hello": ask}), dst_node_id=node, message_type=HELLO, ttl=HELLO_S)
                 self._hellos[_first(self.grid.push_messages([message]))] = node
@@ -251,11 +252,14 @@ class FlowerEngine:
         number = said.get("device")
         fault = str(said.get("fault", "") or "") or unfit(self.fleet, self.nodes, node, said)
         if fault:
-            self._refused[node] = f"node {node} (device {number}) is refused: {fault}"[:1000]
-            self.tell({"event": "refused", "reason": self._refused[node]})
+            reason = f"node {node} (device {number}) is refused: {fault}"[:1000]
+            if self._refused.get(node) != reason:
+                self.tell({"event": "refused", "reason": reason})
+            self._refused[node] = reason
             return
         assert isinstance(number, int), "checked"
         self.nodes[number] = node
+        self._refused.pop(node, None)
         told = {"tier": str(said["tier"]), "torch": str(said.get("torch", ""))}
         self.tell({"event": "joined", "device": number, **told})
 
