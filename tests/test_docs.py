@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.plugin_home import PLUGIN
 
 from potluck import cli, methods
-from potluck.experiment import resolve, run
+from potluck.experiment import run
 from potluck.experiment.config import Experiment
+from potluck.testing import small_experiment
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -38,6 +40,7 @@ PAGES = [
     "README.md",
     "docs/getting-started.md",
     "docs/choosing.md",
+    "docs/extending.md",
     *(f"docs/methods/{name}.md" for name in methods.METHODS),
 ]
 
@@ -96,14 +99,18 @@ def test_every_setting_stands_in_the_docs() -> None:
             assert f"`{key}`" in page or f"[{section}.{key}" in page, f"{section}.{key}"
 
 
-def test_the_new_method_is_one_file(small: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ((_, source),) = [block for block in blocks("docs/extending.md") if block[0] == "python"]
-    space: dict[str, object] = {"__name__": "signmean"}
-    exec(compile(source, "docs/extending.md", "exec", dont_inherit=True), space)
-    monkeypatch.setitem(methods.METHODS, "signmean", space["SignMean"])  # type: ignore[arg-type]
-    resolve.options_model.cache_clear()
-    experiment = small("signmean", "rounds=6", "method.step=0.5", "fleet.participation=1.0")  # type: ignore[operator]
-    found = run.run(experiment, tmp_path / "run")
+def test_the_method_of_the_page_is_the_plugins_own() -> None:
+    shown = {text.split()[1]: text.partition("\n")[2] for _, text in blocks("docs/extending.md") if text[0] == "#"}
+    assert shown["signmean.py"] == (PLUGIN / "src/potluck_signs/method.py").read_text(encoding="utf-8")
+    assert shown["test_signmean.py"].count("check_method(") == 1
+    (points,) = [text for language, text in blocks("docs/extending.md") if language == "toml"]
+    assert points in (PLUGIN / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_method_of_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PLUGIN / "src")
+    settings = ("rounds=6", "method.step=0.5", "fleet.participation=1.0")
+    found = run.run(small_experiment("potluck_signs.method:SignMean", *settings), tmp_path / "run")
     accuracy = [line["accuracy"]["mean"] for line in found.rounds]
     assert accuracy[-1] > accuracy[0]
     ups = [row["tensor_bytes"] for row in found.ledger if row["direction"] == "up"]

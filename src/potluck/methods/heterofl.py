@@ -3,7 +3,7 @@
 E. Diao, J. Ding, V. Tarokh, *HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
 Clients*, 2020, arXiv 2010.01264.
 
-    broadcast   the first ⌈p·O⌉ output and ⌈p·I⌉ input channels of every hidden layer       (nets/slim.py)
+    broadcast   the first ⌈p·O⌉ output and ⌈p·I⌉ input channels of every hidden layer       (nets/width.py)
     train       activations / p after each layer, in training only;  logits of absent classes set to 0
     aggregate   W[i,j] ← Σ_{k: (i,j) held} v_k W_k[i,j] / Σ_{k: (i,j) held} v_k;   what nobody held stays
 
