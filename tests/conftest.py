@@ -27,9 +27,13 @@ settings.load_profile("potluck")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of real data need POTLUCK_DATA, the folder of them; those of real processes are asked for by -m fleet;
-    those of a browser need Chromium."""
+    those of a browser need Chromium. What POTLUCK_REQUIRE names, such as ``data browser``, is not left out: that it is
+    missing is an error."""
     left_out = set() if os.environ.get("POTLUCK_DATA") else {"data"}
     left_out |= set() if any(map(shutil.which, CHROMIUM)) else {"browser"}
+    required = set(os.environ.get("POTLUCK_REQUIRE", "").split())
+    if missing := sorted(left_out & required):
+        raise pytest.UsageError(f"POTLUCK_REQUIRE names {', '.join(missing)}, and what these tests need is not there")
     left_out |= set() if "fleet" in config.getoption("markexpr") else {"fleet"}
     kept = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -55,7 +55,7 @@ def test_a_deadline_that_work_cannot_meet_is_refused(small: MakeExperiment, tmp_
         run.run(weak, tmp_path / "run")
 
 
-def test_who_is_late_is_told_and_not_merged(small: MakeExperiment, tmp_path: Path) -> None:
+def test_who_is_late_is_told_and_not_aggregated(small: MakeExperiment, tmp_path: Path) -> None:
     tier = "fleet.tier=[{name='weak',devices=4,gflops=0.1}]"
     plain = small("fedavg", tier, "fleet.participation=1.0", "rounds=1")
     seconds = sorted(row["seconds"] for row in run.run(plain, tmp_path / "all").ledger if row["direction"] == "up")

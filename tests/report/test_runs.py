@@ -20,7 +20,7 @@ def test_a_finished_run(make_run: MakeRun) -> None:
     assert (run.traffic.up, run.traffic.down, run.traffic.total) == (9000, 18000, 27000)
     assert run.traffic.evaluate == 9 * 30
     assert run.tier_of == {0: "phone", 1: "phone", 2: "laptop"}
-    assert run.ledger.merged == {0: 3, 1: 3, 2: 3}
+    assert run.ledger.aggregated == {0: 3, 1: 3, 2: 3}
     assert run.accuracy is not None
     assert run.accuracy.devices == pytest.approx({0: 0.3, 1: 0.31, 2: 0.32})
     assert all(not line.accuracy.devices for line in run.rounds[:-1] if line.accuracy)
@@ -72,7 +72,7 @@ def test_late_lost_and_rejected_are_counted_once_with_their_reason(make_run: Mak
     ledger = runs.read(make_run(wrong=wrong)).ledger
     found = [(t.device, t.tier, t.status, list(t.rounds), t.reason) for t in ledger.troubles]
     assert found == [(0, "phone", "late", [1, 3], "took 8 s"), (2, "laptop", "lost", [2], "no answer")]
-    assert ledger.merged == {0: 1, 1: 3, 2: 2}
+    assert ledger.aggregated == {0: 1, 1: 3, 2: 2}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_troubles_come_with_rounds_and_reason(make_run: MakeRun) -> None:
     assert tables.trouble_words(run) == "Of 9 replies, 2 were late and 1 was lost."
 
 
-def test_a_tier_that_was_never_merged_is_a_warning(make_run: MakeRun) -> None:
+def test_a_tier_that_was_never_aggregated_is_a_warning(make_run: MakeRun) -> None:
     run = runs.read(make_run(wrong={(number, 2): ("late", "slow") for number in (1, 2, 3)}))
     (warning,) = tables.warnings(run)
     assert "tier laptop" in warning

@@ -1,1 +1,1 @@
-"""The vocabulary that every other layer speaks: trees, devices, tasks, seeds and errors."""
+"""The vocabulary that every other layer speaks: trees, devices, contexts, seeds, catalogues and errors."""

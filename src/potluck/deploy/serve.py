@@ -2,7 +2,7 @@
 
     run folder/superlink/   home (Flower's), state.db, app, superlink.log, events.jsonl, nodes.json, serve.json
 
-The run itself is played by the ServerApp (server_app.py) into the run folder; this process watches it. The same command
+The run itself is done by the ServerApp (server_app.py) into the run folder; this process watches it. The same command
 goes on where a run stopped: a new run of Flower's, the same run folder, the same result.
 """
 

@@ -1,4 +1,4 @@
-"""Runs an experiment: prepares it, plays its rounds on an engine, and keeps the run folder."""
+"""Runs an experiment: prepares it, runs its rounds on an engine, and keeps the run folder."""
 
 from __future__ import annotations
 

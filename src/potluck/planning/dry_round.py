@@ -47,7 +47,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one device spends in one round. Bytes are of frames; among peers, of one post and all posts received."""
+    """What one device spends in one round. Bytes are of frames; among peers, of one update and all received."""
 
     down_bytes: int
     up_bytes: int
@@ -75,7 +75,7 @@ class DryRounds:
         sizes = {tier: _dry_size(ready, device, state) for tier, device in standins.items()}
         return cls(ready, standins, state, folder, sizes)
 
-    def play(self, number: int) -> dict[str, Cost]:
+    def run(self, number: int) -> dict[str, Cost]:
         """One round: the cost of each stand-in, at its whole work."""
         return self._peers_round(number) if self.ready.federation.method.traits.peers else self._star_round(number)
 

@@ -26,7 +26,7 @@ from potluck.planning.totals import CostTable, Total, seconds_of, total_of
 from potluck.wire.channel import codec_names
 
 BEGINNING = 2
-"""Rounds that are played dry from the start: in the second, what was kept from the first is there."""
+"""Rounds that are run dry from the start: in the second, what was kept from the first is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class TierPlan:
     flops: float
     work_seconds: float
     seconds: float
-    """Of a round: message down, work, reply up; among peers until the posts are absorbed."""
+    """Of a round: message down, work, reply up; among peers until all have received."""
     fits_memory: bool
     fits_deadline: bool
 
@@ -104,10 +104,10 @@ def plan_one(experiment: Experiment, notes: Sequence[str] = (), tiers: Sequence[
     with torch_threads(experiment.engine.threads), tempfile.TemporaryDirectory() as folder:
         ready = prepare(experiment.model_copy(update={"engine": here}))
         dry = DryRounds.of(ready, _standins(ready, tiers), initial_checkpoint(ready.federation).state, Path(folder))
-        costs = {number: dry.play(number) for number in range(1, min(BEGINNING, experiment.rounds) + 1)}
+        costs = {number: dry.run(number) for number in range(1, min(BEGINNING, experiment.rounds) + 1)}
         settled = _settled_round(dry, experiment.rounds)
         if settled not in costs:
-            costs[settled] = dry.play(settled)
+            costs[settled] = dry.run(settled)
         table = CostTable(ready=ready, costs=costs, slopes=dry.slopes, standins=dry.standins)
         found = [_tier(dry, table, tier, settled) for tier in dry.standins]
         total = total_of(table) if tiers is None else None

@@ -25,7 +25,7 @@ class Total:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTable:
-    """Costs by round played dry and by tier, of the tier's stand-in; ``slopes`` are FLOPs a sample and pass."""
+    """Costs by round run dry and by tier, of the tier's stand-in; ``slopes`` are FLOPs a sample and pass."""
 
     ready: Prepared
     costs: Mapping[int, Mapping[str, Cost]]
@@ -90,7 +90,7 @@ def total_of(table: CostTable) -> Total:
 
 
 def _judged(table: CostTable, device: Device, number: int, cohort: Sequence[Device]) -> float:
-    """Seconds until a device's reply, or post, has arrived."""
+    """Seconds until a device's reply, or publication, has arrived."""
     cost = table.at(number)[device.tier]
     work = link.work_seconds(device, table.flops(device, number))
     if table.ready.federation.method.traits.peers:
@@ -104,6 +104,6 @@ def _received(table: CostTable, device: Device, number: int, posted: Sequence[De
 
 
 def _absorbed(table: CostTable, device: Device, number: int, posted: Sequence[Device], gathered_s: float) -> float:
-    """Seconds until a peer has absorbed the others' posts."""
+    """Seconds until a peer has received what the others published."""
     work = link.work_seconds(device, table.at(number)[device.tier].absorb_flops)
     return gathered_s + link.down_seconds(device, _received(table, device, number, posted)) + work

@@ -14,7 +14,7 @@ from potluck.report.units import duration, plain, size
 NAMES = {"up": "up", "down": "down", "setup": "set-up", "evaluate": "evaluation"}
 WHOLE_FRAMES = "Bytes are those of whole frames, headers included: a method that shares nothing still sends headers."
 COLUMNS = 300
-STATES = ("not asked", "merged", "late", "lost", "rejected")
+STATES = ("not asked", "aggregated", "late", "lost", "rejected")
 
 
 def traffic_legend(parts: Sequence[Traffic]) -> list[Entry]:
@@ -117,7 +117,7 @@ def notes(run: Run) -> tuple[Panel | None, Mapping[str, Mapping[str, float]]]:
     figures = [_note(name, tiers, legend, run.done) for name, tiers in sorted(found.items()) if name not in constant]
     if not figures:
         return None, constant
-    text = "What devices noted beside their replies, as the mean over the devices of a tier that were merged."
+    text = "What devices noted beside their replies, as the mean over the devices of a tier that were aggregated."
     return Panel(title="Notes by tier", text=text, figures=figures, legend=legend, columns=3), constant
 
 
@@ -172,7 +172,7 @@ def wall(run: Run) -> Panel | None:
 
 
 def status_map(run: Run) -> Panel | None:
-    """Devices by rounds, or tiers by rounds where devices are many; none where all replies were merged."""
+    """Devices by rounds, or tiers by rounds where devices are many; none where all replies were aggregated."""
     if not run.ledger.troubles:
         return None
     bins = shapes.binned(run.rounds, COLUMNS)
@@ -202,7 +202,7 @@ def status_map(run: Run) -> Panel | None:
     several = f" A column is {each} rounds and shows the worst of them." if each > 1 else ""
     return Panel(
         title="Who was there, by round",
-        text="Late, lost and rejected replies are paid for in bytes and are not merged." + several,
+        text="Late, lost and rejected replies are paid for in bytes and are not aggregated." + several,
         figures=[Figure(title="", data=[data], layout=made, height=height)],
         legend=legend,
     )
@@ -251,9 +251,9 @@ def _tier_map(run: Run, bins: Sequence[Sequence[Round]]) -> Panel:
         "z": [[m / a if a else None for m, a in zip(missed[t], asked[t], strict=True)] for t in asked],
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, "var(--merged)"], [1, "var(--lost)"]],
+        "colorscale": [[0, "var(--aggregated)"], [1, "var(--lost)"]],
         "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
-        "hovertemplate": "%{y}, round %{x}: %{z:.0%} not merged<extra></extra>",
+        "hovertemplate": "%{y}, round %{x}: %{z:.0%} not aggregated<extra></extra>",
     }
     y = axis() | {"type": "category", "autorange": "reversed", "showgrid": False}
     made = layout(round_axis(run.done) | {"showgrid": False}, y)

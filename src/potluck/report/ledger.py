@@ -10,7 +10,7 @@ from typing import Any
 from potluck.report import logs
 
 WRONG = ("late", "lost", "rejected")
-"""The statuses of a reply that was not merged."""
+"""The statuses of a reply that was not aggregated."""
 KINDS = ("down", "up", "setup", "evaluate")
 
 
@@ -46,11 +46,11 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """The sums of a ledger. ``merged`` counts the rounds in which a device's reply was merged."""
+    """The sums of a ledger. ``aggregated`` counts the rounds in which a device's reply was aggregated."""
 
     traffic: Mapping[int, Traffic]
     tiers: Mapping[int, str]
-    merged: Mapping[int, int]
+    aggregated: Mapping[int, int]
     troubles: Sequence[Trouble]
 
     @property
@@ -72,7 +72,7 @@ def read(place: Path, length: int | None) -> Ledger:
     """The sums of the ledger's first ``length`` bytes (None: all). Raises RunFolderError: file and line."""
     sums: dict[int, dict[str, int]] = {}
     tiers: dict[int, str] = {}
-    merged: dict[int, int] = {}
+    aggregated: dict[int, int] = {}
     wrong: dict[tuple[int, str], tuple[list[int], str]] = {}
     for round, device, tier, kind, size, answer, status, reason in logs.made(place, length, _row):
         tiers[device] = tier
@@ -82,11 +82,11 @@ def read(place: Path, length: int | None) -> Ledger:
             rounds.append(round)
             wrong[device, status] = (rounds, reason)
         elif answer:
-            merged[device] = merged.get(device, 0) + 1
+            aggregated[device] = aggregated.get(device, 0) + 1
     return Ledger(
         traffic={device: Traffic(**found) for device, found in sorted(sums.items())},
         tiers=tiers,
-        merged=merged,
+        aggregated=aggregated,
         troubles=[
             Trouble(device=device, tier=tiers[device], status=status, rounds=rounds, reason=reason)
             for (device, status), (rounds, reason) in sorted(wrong.items())

@@ -37,9 +37,9 @@ def by_peer(run: Run) -> Html:
         sent = run.ledger.traffic.get(device, ledger.Traffic())
         own = score(accuracy.al[device], run.metric) if device in accuracy.al else NONE
         told = score(accuracy.ad[device], run.metric), own
-        merged = count(run.ledger.merged.get(device, 0))
-        rows.append([f"device {device}", run.tier_of.get(device, ""), *told, size(sent.up), size(sent.down), merged])
-    head = ["device", "tier", "all domains (AD)", "its own (AL)", "bytes up", "bytes down", "replies merged"]
+        used = count(run.ledger.aggregated.get(device, 0))
+        rows.append([f"device {device}", run.tier_of.get(device, ""), *told, size(sent.up), size(sent.down), used])
+    head = ["device", "tier", "all domains (AD)", "its own (AL)", "bytes up", "bytes down", "aggregated"]
     if len(rows) > 1:
         means = [score(statistics.mean(values), run.metric) for values in (accuracy.ad.values(), accuracy.al.values())]
         rows.append(["all", "", *means, size(run.traffic.up), size(run.traffic.down), count(replies(run)[0])])
@@ -106,7 +106,7 @@ def _ledger(parts: Sequence[Ledger], peers: Sequence[int | None]) -> Ledger:
     return Ledger(
         traffic=dict(sorted(traffic.items())),
         tiers={device: tier for part in parts for device, tier in part.tiers.items()},
-        merged={device: most for part in parts for device, most in part.merged.items()},
+        aggregated={device: most for part in parts for device, most in part.aggregated.items()},
         troubles=[
             replace(
                 found[0][1],

@@ -63,10 +63,10 @@ def headline(run: Run) -> Html:
             "all processes of the run" if run.summary else "known at the end",
         ),
     ]
-    merged, missed = replies(run)
+    aggregated, missed = replies(run)
     cards += [
         ("parameters", parameters(run), "of what a device deploys" if run.summary else "known at the end"),
-        ("replies merged", count(merged), f"of {count(merged + missed)}"),
+        ("replies aggregated", count(aggregated), f"of {count(aggregated + missed)}"),
     ]
     made = [f"<div><dt>{esc(a)}</dt><dd><b>{esc(b)}</b><span>{esc(c)}</span></dd></div>" for a, b, c in cards]
     return Html(f'<dl class="cards">{"".join(made)}</dl>')
@@ -79,23 +79,23 @@ def _as_messages(run: Run) -> str:
 
 
 def replies(run: Run, tier: str | None = None) -> tuple[int, int]:
-    """How many replies were merged and how many were not, of a tier or of all."""
+    """How many replies were aggregated and how many were not, of a tier or of all."""
     mine = {device for found in run.tiers for device in found.devices if tier in (None, found.name)}
-    merged = sum(many for device, many in run.ledger.merged.items() if device in mine)
-    return merged, sum(len(trouble.rounds) for trouble in run.ledger.troubles if trouble.device in mine)
+    aggregated = sum(many for device, many in run.ledger.aggregated.items() if device in mine)
+    return aggregated, sum(len(trouble.rounds) for trouble in run.ledger.troubles if trouble.device in mine)
 
 
 def warnings(run: Run) -> list[str]:
-    """What a reader must know before the numbers: a tier of which nothing was ever merged."""
+    """What a reader must know before the numbers: a tier of which nothing was ever aggregated."""
     silent = [
         (tier.name, missed)
         for tier in run.tiers
-        for merged, missed in [replies(run, tier.name)]
-        if missed and not merged
+        for aggregated, missed in [replies(run, tier.name)]
+        if missed and not aggregated
     ]
     return [
-        f"No reply of tier {name} was ever merged: all {missed:,} were late, lost or rejected, and what its devices "
-        "hold did not count."
+        f"No reply of tier {name} was ever aggregated: all {missed:,} were late, lost or rejected, and what its "
+        "devices hold did not count."
         for name, missed in silent
     ]
 
@@ -103,11 +103,11 @@ def warnings(run: Run) -> list[str]:
 def by_tier(run: Run) -> Html:
     """A row for each tier: what it has, what it reached, what it cost."""
     accuracy, parameters = run.accuracy, run.summary.get("parameters", {})
-    head = ["tier", "devices", "up / down link", run.metric, "parameters", "bytes up", "bytes down", "replies merged"]
+    head = ["tier", "devices", "up / down link", run.metric, "parameters", "bytes up", "bytes down", "aggregated"]
     rows: list[Sequence[object]] = []
     for tier in run.tiers:
         sent = ledger.add(run.ledger.traffic[d] for d in tier.devices if d in run.ledger.traffic)
-        merged, missed = replies(run, tier.name)
+        aggregated, missed = replies(run, tier.name)
         up, down = (number(tier.settings.get(f"{side}link_mbps", NONE)) for side in ("up", "down"))
         rows.append(
             [
@@ -118,7 +118,7 @@ def by_tier(run: Run) -> Html:
                 count(parameters.get(tier.name)),
                 size(sent.up),
                 size(sent.down),
-                f"{count(merged)} of {count(merged + missed)}",
+                f"{count(aggregated)} of {count(aggregated + missed)}",
             ]
         )
     return table(head, rows)
@@ -140,9 +140,9 @@ def troubles(run: Run) -> Html:
 def trouble_words(run: Run) -> str:
     """How many replies were late, lost or rejected, in words."""
     counts = {status: sum(len(t.rounds) for t in run.ledger.troubles if t.status == status) for status in WRONG}
-    asked = sum(counts.values()) + sum(run.ledger.merged.values())
+    asked = sum(counts.values()) + sum(run.ledger.aggregated.values())
     parts = [f"{many:,} {'was' if many == 1 else 'were'} {status}" for status, many in counts.items() if many]
-    return f"Of {asked:,} replies, {' and '.join(parts)}." if parts else f"All {asked:,} replies were merged."
+    return f"Of {asked:,} replies, {' and '.join(parts)}." if parts else f"All {asked:,} replies were aggregated."
 
 
 def constant_notes(run: Run, found: Mapping[str, Mapping[str, float]]) -> Html:

@@ -1,4 +1,4 @@
-"""Augmentation of a batch of images, drawn from a generator of the task."""
+"""Augmentation of a batch of images, drawn from a generator of the device."""
 
 from __future__ import annotations
 

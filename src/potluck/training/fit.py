@@ -134,7 +134,7 @@ class Fit:
         epochs: int | None = None,
         purpose: str = "train",
     ) -> Trained:
-        """Trains ``net`` in place on the task's data (or ``data``) for the tier's epochs (or ``epochs``).
+        """Trains ``net`` in place on the device's data (or ``data``) for the tier's epochs (or ``epochs``).
 
         ``objective`` replaces the plain loss; ``adjust`` changes the gradients after each backward pass. Generators are
         derived for ``purpose``. Raises TrainingError, naming round, tier and device, when a loss is not finite.

@@ -24,7 +24,7 @@ def at_depths(
 ) -> Objective:
     """The objective, in half of the batches at a depth drawn from 1 to ``steps``; the same where ``rng`` is None.
 
-    The first batch is at full depth, so that a device of one batch says how it fares there.
+    The first batch is at full depth, so that a device of one batch says how good it is there.
     """
     if rng is None:
         return objective

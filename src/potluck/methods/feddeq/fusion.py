@@ -28,7 +28,7 @@ Weights = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 RULE_OF = {"fusion_power": "iterations", "fusion_beta": "residual", "fusion_steps": "calibrated"}
 UNHEALTHY, DOUBTFUL, CLIP = 1.0, 0.3, 10.0
-"""Mean residuals: above the first a reply is not merged, above the second it is noted; none above the third is sent."""
+"""Mean residuals: above the first a reply is left out, above the second it is noted; none above the third is sent."""
 RATE = 0.1
 """The learning rate of Adam on a."""
 

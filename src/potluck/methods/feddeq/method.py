@@ -15,7 +15,7 @@ A. Gkillas, D. Ampeliotis, K. Berberidis, *Deep Equilibrium Models Meet Federate
 | r_i | ``residual`` | mean of ‖f(z) - z‖ / ‖f(z)‖ in the last local epoch, at most 10 |
 | w_i | ``fusion`` | proportional to n_i, n_i K_i^p, n_i exp(-β r_i), or ``calibrated`` (fusion.py) |
 
-A reply is *unhealthy* if r_i > 1 or anything is not finite: it travels without weights and is not merged, and the round
+A reply is *unhealthy* if r_i > 1 or anything is not finite: it travels without weights and is left out, and the round
 says so. ``calibrated`` fits on the even samples of the server and judges on the odd ones, at the largest K.
 
 *Departures*, undone by ``profile = "faithful"`` (Anderson, implicit gradient and fusion by quality are our reading):
