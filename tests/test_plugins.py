@@ -180,7 +180,7 @@ class Point(EntryPoint):
 
 def catalogue(monkeypatch: pytest.MonkeyPatch, **points: str) -> Catalogue[int]:
     """A catalogue of numbers, with entry points."""
-    monkeypatch.setattr(plugins, "_installed", lambda group: {n: Point(n, v, group) for n, v in points.items()})
+    monkeypatch.setattr(plugins, "installed", lambda group: {n: Point(n, v, group) for n, v in points.items()})
 
     def number(name: str, found: object) -> int:
         if not isinstance(found, int):
@@ -233,7 +233,7 @@ def test_objects_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_a_plugin_cannot_take_the_name_of_what_is_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_installed", lambda group: {"fedavg": Point("fedavg", "math:pi", group)})
+    monkeypatch.setattr(plugins, "installed", lambda group: {"fedavg": Point("fedavg", "math:pi", group)})
     assert METHODS["fedavg"].__name__ == "FedAvg"
     assert METHODS.origin("fedavg") == "built in"
     assert len(METHODS) == 10

@@ -60,7 +60,7 @@ def main() -> None:
     )
     place = PeerOptions(links=links, data=f"npz:{shares}/device-002.npz", public=f"npz:{shares}/public.npz", test="")
     ready = prepare_peer(Experiment.load(folder / "peers.toml"), place)
-    federation, run = ready.federation, run_of(ready.experiment)
+    federation, run = ready.federation, run_of(ready.resolved)
     frames = {
         r: post(federation, federation.fleet.devices[ME], r, fault) for r in range(1, ready.experiment.rounds + 1)
     }

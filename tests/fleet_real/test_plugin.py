@@ -9,6 +9,7 @@ import pytest
 from benchmarks.fleet.flower_fleet import fleet_in
 from tests.plugin_home import PLUGIN, install
 
+from potluck.core import plugins
 from potluck.experiment import run, store
 from potluck.experiment.run_reader import Run
 
@@ -19,6 +20,7 @@ def test_a_plugin_on_a_real_fleet_equals_one_process(tmp_path: Path, monkeypatch
     """The second device's environment lacks the plug-in at first: it is refused, by name, before any training."""
     install(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    plugins.installed.cache_clear()  # another test of this process has looked already
     own = tomllib.loads((PLUGIN / "experiment.toml").read_text())
     own["fleet"]["deadline_s"] = 240.0
     own["data"]["public"] = 0.1

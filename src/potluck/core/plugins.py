@@ -54,8 +54,8 @@ class Catalogue(Mapping[str, Member], Generic[Member]):
         if name in self._others:
             return self._others[name]
         told = f'{self.key} = "{name}"'
-        if name in (installed := _installed(self.group)):
-            found = loaded(told, installed[name].load, f"plug-in {installed[name].value}", self.error)
+        if name in (points := installed(self.group)):
+            found = loaded(told, points[name].load, f"plug-in {points[name].value}", self.error)
         elif OBJECT.fullmatch(name):
             found = own_object(told, name, self.error)
         else:
@@ -67,7 +67,7 @@ class Catalogue(Mapping[str, Member], Generic[Member]):
         return self._others[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._read(), *_installed(self.group)]))
+        return iter(dict.fromkeys([*self._read(), *installed(self.group)]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -76,7 +76,7 @@ class Catalogue(Mapping[str, Member], Generic[Member]):
         """Where a member comes from: "built in", the package that brings it, or its module."""
         if name in self._read():
             return "built in"
-        point = _installed(self.group).get(name)
+        point = installed(self.group).get(name)
         if point is None:
             return name.partition(":")[0]
         return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
@@ -99,7 +99,7 @@ class Catalogue(Mapping[str, Member], Generic[Member]):
 
 
 @cache
-def _installed(group: str) -> Mapping[str, EntryPoint]:
+def installed(group: str) -> Mapping[str, EntryPoint]:
     """The entry points of a group, by name."""
     return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
 
