@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -14,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from tests.report.chromium import executable
 
 from potluck import cli
 from potluck.experiment.config import Experiment
 from potluck.testing import small_experiment
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 settings.register_profile("potluck", derandomize=True, deadline=None, print_blob=False)
 settings.load_profile("potluck")
@@ -30,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     those of a browser need Chromium. What POTLUCK_REQUIRE names, such as ``data browser``, is not left out: that it is
     missing is an error."""
     left_out = set() if os.environ.get("POTLUCK_DATA") else {"data"}
-    left_out |= set() if any(map(shutil.which, CHROMIUM)) else {"browser"}
+    left_out |= set() if executable() else {"browser"}
     required = set(os.environ.get("POTLUCK_REQUIRE", "").split())
     if missing := sorted(left_out & required):
         raise pytest.UsageError(f"POTLUCK_REQUIRE names {', '.join(missing)}, and what these tests need is not there")

@@ -20,7 +20,7 @@ def test_a_plugin_on_a_real_fleet_equals_one_process(tmp_path: Path, monkeypatch
     """The second device's environment lacks the plug-in at first: it is refused, by name, before any training."""
     install(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    plugins.installed.cache_clear()  # another test of this process has looked already
+    monkeypatch.setattr(plugins, "installed", plugins.installed.__wrapped__)  # looks anew, and keeps nothing
     own = tomllib.loads((PLUGIN / "experiment.toml").read_text())
     own["fleet"]["deadline_s"] = 240.0
     own["data"]["public"] = 0.1

@@ -73,7 +73,7 @@ def run_peer(
             checkpoint = _go_on_from(folder, ready, options) if going_on else Checkpoint(round=0, state={})
             if not going_on:
                 folder.save_checkpoint(checkpoint, facts=_facts(ready, options, 0.0), line=None, rows=())
-            return _play(_here(ready, options, folder), options, folder, checkpoint, listener)
+            return _go_on(_here(ready, options, folder), options, folder, checkpoint, listener)
 
 
 def run_of(resolved: Resolved) -> str:
@@ -146,7 +146,7 @@ def _go_on_from(folder: store.RunFolder, ready: Prepared, options: PeerOptions) 
     return checkpoint
 
 
-def _play(
+def _go_on(
     here: LocalPeer, options: PeerOptions, folder: store.RunFolder, checkpoint: Checkpoint, listener: Listener
 ) -> Run:
     """The rounds that are left, a checkpoint after each; then stays for the others."""

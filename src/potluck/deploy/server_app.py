@@ -52,7 +52,7 @@ def _serve(grid: Any, config: Mapping[str, Any]) -> None:
 
     tell({"event": "begins", "pid": os.getpid()})
     try:
-        _play(grid, experiment, path, tell)
+        _go_on(grid, experiment, path, tell)
     except Exception as error:
         ours = isinstance(error, PotluckError)
         tell({"event": "failed", "reason": str(error) if ours else f"{type(error).__name__}: {error}"})
@@ -60,7 +60,7 @@ def _serve(grid: Any, config: Mapping[str, Any]) -> None:
     tell({"event": "done"})
 
 
-def _play(grid: Any, experiment: Experiment, path: Path, tell: Any) -> None:
+def _go_on(grid: Any, experiment: Experiment, path: Path, tell: Any) -> None:
     with torch_threads(experiment.engine.threads), store.RunFolder.open(path) as folder:
         ready, checkpoint = prepare(experiment), store.read_checkpoint(path)
         require_same(ready.resolved, store.read_manifest(path), path)

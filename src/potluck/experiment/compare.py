@@ -101,7 +101,7 @@ def compare(
         name = str(experiment.method["name"])
         reason = ""
         try:
-            _play(experiment, path, listener(number, experiment))
+            _run_or_resume(experiment, path, listener(number, experiment))
         except PotluckError as error:
             reason = str(error)
         except Exception as error:  # a net or a loss of one's own: the other methods go on
@@ -117,7 +117,7 @@ def _keep(outcomes: Sequence[Outcome], out: Path) -> None:
     store.write_whole(out / "comparison.json", (json.dumps({"runs": found}, indent=1) + "\n").encode())
 
 
-def _play(experiment: Experiment, path: Path, listener: Listener) -> Run:
+def _run_or_resume(experiment: Experiment, path: Path, listener: Listener) -> Run:
     if not (path / "experiment.toml").exists():
         return runs.run(experiment, path, listener)
     _require_equal(experiment, path)

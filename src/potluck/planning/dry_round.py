@@ -77,9 +77,9 @@ class DryRounds:
 
     def run(self, number: int) -> dict[str, Cost]:
         """One round: the cost of each stand-in, at its whole work."""
-        return self._peers_round(number) if self.ready.federation.method.traits.peers else self._star_round(number)
+        return self._peers_round(number) if self.ready.federation.method.traits.peers else self._server_round(number)
 
-    def _star_round(self, number: int) -> dict[str, Cost]:
+    def _server_round(self, number: int) -> dict[str, Cost]:
         federation, costs, replies = self.ready.federation, {}, []
         server_context = federation.server_context(number)
         for tier, device in self.standins.items():

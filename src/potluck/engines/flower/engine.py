@@ -233,7 +233,7 @@ class FlowerEngine:
         now = time.monotonic()
         for node in self.grid.get_node_ids():
             patience = HELLO_S if node in self._hellos.values() else AGAIN_S if node in self._refused else 0.0
-            if node not in self.nodes.values() and now - self._greeted.get(node, -patience) >= patience:
+            if node not in self.nodes.values() and now - self._greeted.get(node, 0.0) >= patience:
                 ask = ConfigRecord({"digest": self.fleet.digest, "version": self.fleet.version})
                 message = Message(RecordDict({"hello": ask}), dst_node_id=node, message_type=HELLO, ttl=HELLO_S)
                 self._hellos[_first(self.grid.push_messages([message]))] = node
