@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potluck.core.types import Device
+from potluck.core.types import Device, Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Setup:
 
     devices: Sequence[Device]
     tiers: Sequence[str]
-    shape: tuple[int, ...]
-    classes: int
+    inputs: Inputs
+    outputs: int
     public_samples: int
     server_samples: int
     up_codecs: Sequence[str]

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from potluck.core import seeds
 from potluck.core.errors import DataError
-from potluck.core.types import Shard
+from potluck.core.types import Inputs, Shard, TargetFacts
 from potluck.data.dataset import Dataset, stratified, without
 from potluck.data.partition.domains import rotated
 from potluck.data.partition.files import with_files
 from potluck.data.partition.partition import partition
 from potluck.data.partition.rules import Domains, Files, PartitionSpec
-from potluck.data.statistics import moments, neutral
+from potluck.data.statistics import moments, neutral, scaled
+from potluck.tasks.task import strata_of, told_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,21 @@ class Shares:
     held: Shard | None
     test: Shard
     tests: tuple[Shard, ...] | None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a net is given."""
+        return self.test.inputs
+
+    @property
+    def facts(self) -> TargetFacts:
+        """What is known of the targets."""
+        return self.test.facts
+
+    @property
+    def task(self) -> str:
+        """The task that the targets are of, as their type says."""
+        return told_by(self.test.targets)
 
 
 def share_out(
@@ -58,12 +74,13 @@ def share_out(
     indices = torch.split(torch.cat(parts), [len(part) for part in parts])
     mean, deviation = moments(arranged.x_train) if normalise else neutral(arranged.x_train)
     train = Shard(
-        images=arranged.x_train,
-        labels=arranged.y_train,
+        samples=arranged.x_train,
+        targets=arranged.y_train,
         index=rest,
         mean=mean,
         deviation=deviation,
-        classes=arranged.classes,
+        facts=scaled(arranged.facts, arranged.y_train),
+        vocabulary=arranged.vocabulary,
         domains=arranged.domain_train,
     )
     test = _test(arranged, train)
@@ -80,8 +97,8 @@ def _test(dataset: Dataset, train: Shard) -> Shard:
     """All test data, seen as ``train`` is."""
     return replace(
         train,
-        images=dataset.x_test,
-        labels=dataset.y_test,
+        samples=dataset.x_test,
+        targets=dataset.y_test,
         index=torch.arange(len(dataset.x_test), dtype=torch.int64),
         domains=dataset.domain_test,
     )
@@ -114,7 +131,7 @@ def _arranged(
 def _limited(dataset: Dataset, limit: int) -> Dataset:
     """The data set with its first training samples only."""
     y = dataset.y_train[:limit]
-    if int(y.min()) == int(y.max()):
+    if dataset.task == "classification" and int(y.min()) == int(y.max()):
         raise DataError(
             f"limit = {limit} leaves only class {int(y[0])} of {dataset.name!r}, expected two classes at least: raise "
             "limit, or shuffle the data."
@@ -147,12 +164,12 @@ def _set_aside(
 
 
 def _strata(dataset: Dataset, spec: PartitionSpec) -> Tensor:
-    """A number for each combination of file, domain and class, (N,)."""
-    zero = torch.zeros_like(dataset.y_train)
+    """A number for each combination of file, domain and stratum of the targets, (N,)."""
+    y, kinds = strata_of(dataset.y_train, dataset.facts)
+    zero = torch.zeros_like(y)
     domain = zero if dataset.domain_train is None else dataset.domain_train
     owner = dataset.owner_train if isinstance(spec, Files) and dataset.owner_train is not None else zero
     group = domain + (1 + int(domain.max())) * owner
     # The choice walks the strata at an even pace. Every other group lists its classes backwards: otherwise the same
     # classes would be rounded up in all groups.
-    y = dataset.y_train
-    return dataset.classes * group + torch.where(group % 2 == 1, dataset.classes - 1 - y, y)
+    return kinds * group + torch.where(group % 2 == 1, kinds - 1 - y, y)

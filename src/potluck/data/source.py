@@ -12,15 +12,27 @@ from potluck.data.dataset import Dataset, expanded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How data are to be read, where an experiment says so."""
+
+    column: str | None = None
+    """The column of natural ids that the partition asks for."""
+    kind: str = ""
+    """What samples are: images, rows, series or tokens; empty: as the source sees them."""
+    task: str = ""
+    """What targets are for; empty: as the source sees them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One kind of source: how it is written, what it is, and what reads it.
 
-    ``read`` is given what stands behind the colon, and the name of a column of natural ids where one is asked for.
+    ``read`` is given what stands behind the colon, and how it is to be read.
     """
 
     form: str
     summary: str
-    read: Callable[[str, str | None], Dataset]
+    read: Callable[[str, Reading], Dataset]
     columns: bool = False
     """Whether it may hold columns of natural ids."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError
-from potluck.experiment import store
+from potluck.core.types import Inputs
 from potluck.experiment.run_reader import Run
 from potluck.nets.weights import weights_of
 from potluck.nets.zoo import count_parameters
@@ -65,10 +65,10 @@ def export(folder: str | Path, tier: str, to: str | Path) -> Exported:
         raise ConfigError(f"--to {path}: there is no folder {path.parent}")
     run = Run.load(folder)
     net = run.model(tier).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    shape = tuple(store.read_manifest(run.path)["facts"]["shape"])
+    inputs = run.problem.inputs
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        difference = WRITERS[path.suffix](net.eval(), shape, partial)
+        difference = WRITERS[path.suffix](net.eval(), inputs, partial)
         partial.replace(path)
     except OSError as error:
         raise ConfigError(f"--to {path}: cannot be written ({error.strerror})") from None
@@ -77,30 +77,30 @@ def export(folder: str | Path, tier: str, to: str | Path) -> Exported:
     return Exported(path=path, bytes=path.stat().st_size, parameters=count_parameters(net), difference=difference)
 
 
-def _write_safetensors(net: nn.Module, shape: tuple[int, ...], path: Path) -> float:
+def _write_safetensors(net: nn.Module, inputs: Inputs, path: Path) -> float:
     path.write_bytes(frame.encode(weights_of(net)))
     return 0.0
 
 
-def _write_pt2(net: nn.Module, shape: tuple[int, ...], path: Path) -> float:
+def _write_pt2(net: nn.Module, inputs: Inputs, path: Path) -> float:
     with _quiet():
-        program = _traced(net, shape)
+        program = _traced(net, inputs)
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
-    return _require_same(net, shape, loaded, path)
+    return _require_same(net, inputs, loaded, path)
 
 
-def _write_onnx(net: nn.Module, shape: tuple[int, ...], path: Path) -> float:
+def _write_onnx(net: nn.Module, inputs: Inputs, path: Path) -> float:
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"ONNX ({package})", "export")
     import onnxruntime  # noqa: PLC0415 - an optional dependency
 
     with _quiet():
-        traced = _traced(net, shape)
+        traced = _traced(net, inputs)
         try:
             program = torch.onnx.export(
-                traced, (_sample(shape, TRACED),), input_names=["x"], output_names=["logits"], verbose=False
+                traced, (_sample(inputs, TRACED),), input_names=["x"], output_names=["logits"], verbose=False
             )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             raise ModelError(
@@ -115,35 +115,35 @@ def _write_onnx(net: nn.Module, shape: tuple[int, ...], path: Path) -> float:
         (logits,) = session.run(None, {session.get_inputs()[0].name: x_B.numpy()})
         return torch.from_numpy(logits)
 
-    return _require_same(net, shape, call, path)
+    return _require_same(net, inputs, call, path)
 
 
-WRITERS: dict[str, Callable[[nn.Module, tuple[int, ...], Path], float]] = {
+WRITERS: dict[str, Callable[[nn.Module, Inputs, Path], float]] = {
     ".safetensors": _write_safetensors,
     ".pt2": _write_pt2,
     ".onnx": _write_onnx,
 }
 
 
-def _traced(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def _traced(net: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """The net as one graph, for any batch size. ModelError if its code depends on the values it computes."""
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
-            return torch.export.export(net, (_sample(shape, TRACED),), dynamic_shapes=({0: batch},), strict=False)
+            return torch.export.export(net, (_sample(inputs, TRACED),), dynamic_shapes=({0: batch},), strict=False)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{type(net).__name__} cannot be traced: {reason}") from error
 
 
-def _sample(shape: tuple[int, ...], batch: int) -> Tensor:
-    return torch.randn((batch, *shape), generator=torch.Generator().manual_seed(batch))
+def _sample(inputs: Inputs, batch: int) -> Tensor:
+    return inputs.example(batch)
 
 
-def _require_same(net: nn.Module, shape: tuple[int, ...], call: Callable[[Tensor], Any], path: Path) -> float:
+def _require_same(net: nn.Module, inputs: Inputs, call: Callable[[Tensor], Any], path: Path) -> float:
     """The largest difference of a logit. ModelError above the tolerance: the file computes something else."""
     with torch.no_grad():
-        pairs = [(net(x_B), call(x_B)) for x_B in (_sample(shape, batch) for batch in CHECKED)]
+        pairs = [(net(x_B), call(x_B)) for x_B in (_sample(inputs, batch) for batch in CHECKED)]
     found = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
     if not found <= TOLERANCE:
         raise ModelError(

@@ -151,7 +151,10 @@ def _go_on(
 ) -> Run:
     """The rounds that are left, a checkpoint after each; then stays for the others."""
     experiment, federation = here.ready.experiment, here.ready.federation
-    engine, parts = experiment.engine, {here.me.id: summary.own_parts(here.ready.shares)[here.me.id]}
+    engine, parts = (
+        experiment.engine,
+        {device: part for device, part in summary.own_parts(here.ready.shares).items() if device == here.me.id},
+    )
     others = [device.id for device in federation.fleet.devices if device != here.me]
     before, start = store.read_manifest(folder.path)["facts"]["wall_seconds"], time.perf_counter()
     _require_small(here, options)
@@ -171,7 +174,7 @@ def _go_on(
                     samples=0 if final else federation.evaluate_samples,
                 )
             wall = before + time.perf_counter() - start
-            line = summary.round_line(result, [here.me], True, wall, parts)
+            line = summary.round_line(result, [here.me], here.ready.measure, True, wall, parts)
             rows = ledger.as_json(result.rows)
             folder.save_checkpoint(checkpoint, facts=_facts(here.ready, options, wall), line=line, rows=rows)
             listener.round_done(line)

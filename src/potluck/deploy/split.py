@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from potluck.core.errors import DataError
-from potluck.core.types import Shard
-from potluck.data.dataset import Array, expanded
+from potluck.core.types import Shard, TargetFacts
+from potluck.data.dataset import Array, expanded, targets
 from potluck.data.shares import Shares
 from potluck.data.sources import npz
+from potluck.data.statistics import neutral
+from potluck.tasks.task import strata_of, told_by
 
 FORMAT = 1
 """The version of the manifest."""
@@ -37,8 +39,9 @@ def write_split(shares: Shares, directory: Path) -> dict[str, Any]:
     """Writes every share to ``directory`` and returns the manifest, which is written there last.
 
     device-000.npz and so on, test.npz, and where there are such shares public.npz, server.npz and test-000.npz and so
-    on. Each holds x as the source has it, y, classes, mean, deviation, and domain where there are domains. The manifest
-    names file, samples, samples per class, and SHA-256 of each share. The folder must be empty or not there.
+    on. Each holds x and y as the source has them, classes (how many outputs), mean, deviation, and where there is such
+    a thing domain, target_mean, target_deviation, target_names and vocabulary. The manifest names file, samples,
+    samples per class, and SHA-256 of each share. The folder must be empty or not there.
     """
     named: dict[str, Shard] = {f"device-{i:03d}.npz": shard for i, shard in enumerate(shares.train)}
     named |= {f"test-{i:03d}.npz": shard for i, shard in enumerate(shares.tests or ())}
@@ -77,16 +80,20 @@ def read_shard(
     missing = [key for key in keys if key not in found]
     if missing:
         raise DataError(f"{place} holds no array {missing[0]!r}, only {', '.join(sorted(found))}: expected x and y.")
-    x, y = npz.pair(found, str(place), keys)
-    mean, deviation, classes = _normalisation(found, place, x, like)
+    kind = "" if like is None else like.inputs.kind
+    x = npz.samples_of(found, f"{place}, {keys[0]}", keys[0], kind)
+    facts, vocabulary = _facts(found, place, like)
+    mean, deviation = _normalisation(found, place, x, like)
+    y = _targets(found[keys[1]], f"{place}, {keys[1]}", facts, like)
     domains = npz.domains(found, str(place), "domain_test" if keys == npz.TEST else "domain_train")
     shard = Shard(
-        images=x,
-        labels=y,
+        samples=x,
+        targets=y,
         index=torch.arange(len(x), dtype=torch.int64),
         mean=mean,
         deviation=deviation,
-        classes=classes,
+        facts=facts,
+        vocabulary=vocabulary,
         domains=domains,
     )
     _check(shard, place, like)
@@ -97,62 +104,97 @@ def read_shard(
 
 def _content(shard: Shard) -> dict[str, Any]:
     """The share's arrays, by the names they have in a file, little-endian."""
+    facts = shard.facts
     found = {
-        "x": shard.images[shard.index],
+        "x": shard.samples[shard.index],
         "y": shard.y,
         "mean": shard.mean,
         "deviation": shard.deviation,
-        "classes": torch.tensor(shard.classes, dtype=torch.int64),
+        "classes": torch.tensor(facts.outputs, dtype=torch.int64),
     }
+    if facts.mean:
+        found["target_mean"] = torch.tensor(facts.mean, dtype=torch.float64)
+        found["target_deviation"] = torch.tensor(facts.deviation, dtype=torch.float64)
+    if shard.vocabulary:
+        found["vocabulary"] = torch.tensor(shard.vocabulary, dtype=torch.int64)
     domains = shard.d
     if domains is not None:
         found["domain"] = domains
-    arrays = {name: tensor.contiguous().numpy() for name, tensor in found.items()}
+    arrays: dict[str, Any] = {name: tensor.contiguous().numpy() for name, tensor in found.items()}
+    if facts.names:
+        arrays["target_names"] = np.array(facts.names)
     return {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
 
 
 def _entry(name: str, shard: Shard) -> dict[str, Any]:
-    per_class = torch.bincount(shard.y, minlength=shard.classes).tolist()
-    return {"file": name, "samples": len(shard), "classes": per_class, "sha256": content_digest(shard)}
+    """What the manifest says of a share: its file, and how many samples of each class there are."""
+    strata, kinds = strata_of(shard.y, shard.facts)
+    counts = torch.bincount(strata, minlength=kinds).tolist() if told_by(shard.targets) == "classification" else []
+    return {"file": name, "samples": len(shard), "classes": counts, "sha256": content_digest(shard)}
 
 
-def _normalisation(
-    found: Mapping[str, Array], place: Path, x: Tensor, like: Shard | None
-) -> tuple[Tensor, Tensor, int]:
-    """Mean, deviation and classes, from the file, or else from ``like``."""
-    given = [key for key in ("mean", "deviation", "classes") if key in found]
-    if not given:
+def _targets(y: Array, what: str, facts: TargetFacts, like: Shard | None) -> Tensor:
+    """The targets of a file, read as those of ``like`` where it is given."""
+    task = told_by(like.targets) if like is not None else ""
+    if not task and facts.mean:
+        task = "regression"
+    (found,), _ = targets({what: y}, task=task, names=facts.names or None)
+    return found[:, None] if found.is_floating_point() and found.ndim == 1 else found
+
+
+def _facts(found: Mapping[str, Array], place: Path, like: Shard | None) -> tuple[TargetFacts, int]:
+    """What is known of the targets and the vocabulary, from the file, or else from ``like``."""
+    if "classes" not in found:
         if like is None:
             raise DataError(
                 f"{place} says nothing of mean, deviation and classes, expected a file of `potluck split`: split the "
                 "data with it, or bring the public share as well."
             )
-        return like.mean, like.deviation, like.classes
-    if len(given) < 3 or found["classes"].shape != () or found["classes"].dtype.kind not in "ui":
+        return like.facts, like.vocabulary
+    if found["classes"].shape != () or found["classes"].dtype.kind not in "ui":
+        raise DataError(f"{place}: mean, deviation and classes do not belong together: run `potluck split` again.")
+    numbers = {
+        key: tuple(float(value) for value in found[f"target_{key}"].reshape(-1)) if f"target_{key}" in found else ()
+        for key in ("mean", "deviation")
+    }
+    names = tuple(str(name) for name in found["target_names"].reshape(-1)) if "target_names" in found else ()
+    vocabulary = int(found["vocabulary"].reshape(-1)[0]) if "vocabulary" in found else 0
+    return TargetFacts(outputs=int(found["classes"]), names=names, **numbers), vocabulary
+
+
+def _normalisation(found: Mapping[str, Array], place: Path, x: Tensor, like: Shard | None) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, from the file, or else from ``like``."""
+    given = [key for key in ("mean", "deviation", "classes") if key in found]
+    if not given and like is not None:
+        return like.mean, like.deviation
+    if len(given) < 3:
         raise DataError(f"{place}: mean, deviation and classes do not belong together: run `potluck split` again.")
     mean, deviation = (torch.from_numpy(np.array(found[key], dtype=np.float32, order="C")) for key in given[:2])
-    shape = (x.shape[1], *[1] * (x.ndim - 2))
+    shape = tuple(neutral(x)[0].shape)
     finite = bool((deviation > 0).all() & deviation.isfinite().all() & mean.isfinite().all())
     if mean.shape != shape or deviation.shape != shape or not finite:
         raise DataError(
             f"{place}: mean and deviation are {tuple(mean.shape)} and {tuple(deviation.shape)}, expected {shape}, all "
             "finite and the deviation positive: run `potluck split` again."
         )
-    return mean, deviation, int(found["classes"])
+    return mean, deviation
 
 
 def _check(shard: Shard, place: Path, like: Shard | None) -> None:
     """The share must be whole, and fit ``like``."""
     count = len(shard)
-    for what, column in (("labels", shard.labels), ("domains", shard.domains)):
+    for what, column in (("labels", shard.targets), ("domains", shard.domains)):
         if column is not None and len(column) != count:
             raise DataError(f"{place}: {count} samples but {len(column)} {what}, expected one for each sample.")
-    if int(shard.labels.max()) >= shard.classes:
+    outputs = shard.facts.outputs
+    if told_by(shard.targets) == "classification" and int(shard.targets.max()) >= outputs:
         raise DataError(
-            f"{place}: label {int(shard.labels.max())} is out of range, expected 0..{shard.classes - 1}: renumber them."
+            f"{place}: label {int(shard.targets.max())} is out of range, expected 0..{outputs - 1}: renumber them."
         )
-    if like is not None and (shard.shape, shard.classes) != (like.shape, like.classes):
+    if like is not None and (shard.inputs, outputs) != (like.inputs, like.facts.outputs):
         raise DataError(
-            f"{place}: samples of shape {shard.shape} in {shard.classes} classes, expected {like.shape} in "
-            f"{like.classes}: it is of another experiment."
+            f"{place}: {shard.inputs} in {outputs} classes, expected {like.inputs} in {like.facts.outputs}: it is of "
+            "another experiment."
         )
+    if like is not None and shard.targets.dtype != like.targets.dtype:
+        raise DataError(f"{place}: targets of type {shard.targets.dtype}, expected {like.targets.dtype}.")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from potluck.core import meter, seeds, tree
 from potluck.core.contexts import DeviceContext
@@ -21,6 +20,7 @@ from potluck.engines.contract import Request, Response
 from potluck.engines.local_state import LocalStateStore, UnusableStateError
 from potluck.fleet import link
 from potluck.methods.protocol import deployed
+from potluck.tasks.task import LearningTask
 from potluck.training.evaluate import Metric, Score, evaluate
 from potluck.wire import frame
 from potluck.wire.messages import Messages
@@ -42,7 +42,10 @@ class DeviceRuntime:
     test: Callable[[Device], Shard]
     store: LocalStateStore
     seed: int
-    metric: Metric
+    task: LearningTask
+    metric: Metric | None
+    """A metric of one's own, summed beside those of the task."""
+    domains: int
     compute: str = "cpu"
     newest: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The frame that was read last and what it holds: devices of a tier are sent the same one."""
@@ -153,16 +156,16 @@ class DeviceRuntime:
             local_state = self.store.load(request.device.id, request.ack).get("own") or None
         net = deployed(self.method, None, local_state, request.device)
         found = self._measure(net, _rows(self.test(request.device), ask, self.seed))
-        return self.messages.write_up(_score_tree(found), request.round, request.device.id, None, {})[0]
+        return self.messages.write_up(found, request.round, request.device.id, None, {})[0]
 
     def _score(self, request: Request, costs: meter.Meter) -> bytearray:
         ask, _ = frame.decode(request.frame)
         net = self.method.model(ask.get("state", {}), None, request.device)
-        return frame.encode(_score_tree(self._measure(net, _rows(self.test(request.device), ask, self.seed))))
+        return frame.encode(self._measure(net, _rows(self.test(request.device), ask, self.seed)))
 
     def _measure(self, net: torch.nn.Module, shard: Shard) -> Score:
         with meter.part("evaluate"):
-            return evaluate(net, shard, metric=self.metric, device=self.compute)
+            return evaluate(net, shard, self.task, metric=self.metric, domains=self.domains, device=self.compute)
 
 
 def _facts(local_state: Any, costs: meter.Meter) -> dict[str, Any]:
@@ -178,12 +181,3 @@ def _rows(test: Shard, ask: Mapping[str, Any], seed: int) -> Shard:
         drawn = torch.randperm(len(test), generator=seeds.generator(seed, 0, seeds.SERVER, "evaluate"))[:samples]
         test = test.take(drawn.sort().values)
     return test.take(torch.arange(ask["start"], min(ask["stop"], len(test))))
-
-
-def _score_tree(score: Score) -> dict[str, Tensor]:
-    return {
-        "right": score.right,
-        "total": score.total,
-        "domain_right": score.domain_right,
-        "domain_total": score.domain_total,
-    }

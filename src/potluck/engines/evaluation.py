@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from potluck.core.types import Device
 from potluck.engines.contract import Engine, Request, Response
 from potluck.engines.federation import Checkpoint, Federation
 from potluck.engines.result import RoundResult, ledger_rows
+from potluck.training.evaluate import OWN_COUNT, OWN_SUM, Score, sum_scores
 from potluck.wire import frame
 
 CHUNK = 1000
@@ -79,27 +80,25 @@ def _note(federation: Federation, result: RoundResult, response: Response) -> No
         result.rows += ledger_rows(response, tree.nbytes(score or {}), status, reason)
     if score is not None:
         held = result.scores.get(device.id)
-        result.scores[device.id] = score if held is None else {name: held[name] + score[name] for name in held}
+        result.scores[device.id] = score if held is None else sum_scores(held, score)
 
 
 def _read(federation: Federation, response: Response) -> dict[str, Any]:
     if response.request.verb == "score":
         return frame.decode(response.frame)[0]
     request, device = response.request, response.request.device
-    score = federation.messages.read_up(response.frame, request.round, device.id, _score_spec(federation))[0]
-    for kind in ("", "domain_"):
-        right, total = score[f"{kind}right"], score[f"{kind}total"]
-        if bool(((total < 0) | (total > MOST_ROWS)).any()) or bool((right < 0).any()):
-            raise WireError("counts of an evaluation below zero or beyond reason", device=device.id)
-        if federation.shares and bool((right > total).any()):
-            raise WireError("more right answers than samples", device=device.id)
+    score = federation.messages.read_up(response.frame, request.round, device.id, federation.score_spec)[0]
+    for totals in (score["all"], *score["domains"].values()):
+        counted = {name: value for name, value in totals.items() if name not in (OWN_SUM, OWN_COUNT)}
+        fault = federation.task.fault(counted)
+        if fault:
+            raise WireError(f"the totals of an evaluation: {fault}", device=device.id)
     return score
 
 
-def _score_spec(federation: Federation) -> Spec:
+def score_spec(score: Score) -> Spec:
+    """What totals must look like, of those of no sample: whole numbers of their shapes."""
     return {
-        "right": Array(dtype=torch.float64, shape=(federation.classes,)),
-        "total": Array(dtype=torch.int64, shape=(federation.classes,)),
-        "domain_right": Array(dtype=torch.float64, shape=(federation.domains,)),
-        "domain_total": Array(dtype=torch.int64, shape=(federation.domains,)),
+        name: score_spec(value) if isinstance(value, Mapping) else Array(dtype=torch.int64, shape=tuple(value.shape))
+        for name, value in score.items()
     }

@@ -8,8 +8,10 @@ from typing import Any
 
 from potluck.core import tree
 from potluck.core.contexts import ServerContext
+from potluck.core.spec import Spec
 from potluck.core.types import Shard
 from potluck.fleet.cohort import Fleet
+from potluck.tasks.task import LearningTask
 from potluck.wire.messages import Messages
 
 
@@ -23,11 +25,10 @@ class Federation:
     held: Shard | None
     public: Shard | None
     seed: int
-    classes: int
-    domains: int
+    task: LearningTask
+    score_spec: Spec
+    """What the totals of an evaluation must look like."""
     test_samples: int
-    shares: bool
-    """Whether the metric of a sample lies in [0, 1], as accuracy does."""
     depths: Mapping[str, int]
     """What ``[model] steps`` says of each tier: it makes models of equal variants unlike."""
     evaluate_every: int

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from potluck.core.errors import TrainingError, WireError
 from potluck.core.types import Device
 from potluck.engines.contract import Request, Response
 from potluck.engines.federation import Checkpoint
+from potluck.training.evaluate import Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ class RoundResult:
     rows: list[LedgerRow] = field(default_factory=list)
     notes: dict[int, dict[str, float]] = field(default_factory=dict)
     server_notes: dict[str, float] = field(default_factory=dict)
-    scores: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 

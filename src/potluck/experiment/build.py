@@ -5,7 +5,7 @@ A worker process, a real device and the server all build from the same value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,44 @@ from safetensors.torch import load_file
 from torch import nn
 
 from potluck.core.errors import ConfigError, ModelError
-from potluck.core.plugins import own_object
+from potluck.core.plugins import OBJECT, own_object
 from potluck.core.types import Device
+from potluck.data.dataset import retargeted
 from potluck.data.partition.rules import column_of
 from potluck.data.shares import Shares, share_out
+from potluck.data.source import Reading
 from potluck.data.sources import load
 from potluck.engines.device import DeviceRuntime
+from potluck.engines.evaluation import score_spec
 from potluck.engines.federation import Federation
 from potluck.engines.local_state import LocalStateStore
 from potluck.engines.relay import Relay
 from potluck.experiment.config import Experiment
+from potluck.experiment.problem import Problem, problem_of
 from potluck.experiment.resolve import Resolved
 from potluck.fleet.cohort import Fleet
 from potluck.fleet.devices import make_devices
 from potluck.nets import zoo
 from potluck.nets.tier_nets import TierNets
 from potluck.nets.weights import Weights
-from potluck.training.evaluate import Metric, accuracy
-from potluck.training.fit import Fit, cross_entropy
+from potluck.training.evaluate import Metric, nothing
+from potluck.training.fit import Fit, Loss
 from potluck.wire.channel import make_channel
 from potluck.wire.messages import Messages
 
-BUILT_IN: Mapping[str, Callable[..., Any]] = {"cross_entropy": cross_entropy, "accuracy": accuracy}
+TASKS_OWN = ("task", "cross_entropy")
+"""What ``[train] loss`` says where the loss is the task's; the second is how version 0.1 said it."""
 
 
 def make_shares(resolved: Resolved) -> Shares:
     """Everybody's data. Raises DataError or ConfigError."""
     data = resolved.experiment.data
-    dataset = load(data.source, column=column_of(data.partition))
+    task = str(resolved.experiment.task.get("kind", ""))
+    kind = "" if data.kind == "auto" else data.kind
+    built_in = "" if OBJECT.fullmatch(task) else task
+    dataset = load(data.source, Reading(column=column_of(data.partition), kind=kind, task=built_in))
+    if built_in and dataset.task != built_in:
+        dataset = retargeted(dataset, built_in)
     return share_out(
         dataset,
         data.partition,
@@ -78,7 +88,7 @@ def compute_device(experiment: Experiment) -> str:
     return wanted
 
 
-def make_fit(resolved: Resolved) -> Fit:
+def make_fit(resolved: Resolved, problem: Problem) -> Fit:
     """Local training as ``[train]`` says."""
     train = resolved.experiment.train
     return Fit(
@@ -96,40 +106,67 @@ def make_fit(resolved: Resolved) -> Fit:
         channels_last=train.channels_last,
         bf16=train.bf16,
         augment=resolved.experiment.data.augment,
-        loss=_function("train.loss", train.loss),
+        task=problem.task,
+        own_loss=make_loss(resolved, problem),
         device=compute_device(resolved.experiment),
     )
 
 
-def make_metric(resolved: Resolved) -> Metric:
-    """The metric of ``[evaluate]``: (logits, labels) -> a number per sample; its mean is reported."""
-    return _function("evaluate.metric", resolved.experiment.evaluate.metric)
+def make_loss(resolved: Resolved, problem: Problem) -> Loss | None:
+    """The loss of one's own that ``[train]`` names; None: the task's."""
+    name = resolved.experiment.train.loss
+    if name == "cross_entropy" and problem.kind != "classification":
+        raise ConfigError(
+            f'train.loss = "{name}": the task is "{problem.kind}", which has a loss of its own; remove it'
+        )
+    return None if name in TASKS_OWN else _own("train.loss", name, '"task"')
 
 
-def _function(key: str, name: str) -> Callable[..., Any]:
-    """A built-in function by name, or one's own by ``package.module:function``."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
+def make_metric(resolved: Resolved, problem: Problem) -> Metric | None:
+    """The metric of one's own that ``[evaluate]`` names, a number per sample; None: one of the task's."""
+    name = resolved.experiment.evaluate.metric
+    if name == "task" or ":" in name:
+        return None if name == "task" else _own("evaluate.metric", name, "")
+    known = metric_names(problem)
+    if name not in known:
+        expected = f'one of {", ".join(known)}, or "package.module:function"'
+        raise ConfigError(f'evaluate.metric = "{name}": the task is "{problem.kind}"; expected "task", {expected}')
+    return None
+
+
+def metric_names(problem: Problem) -> list[str]:
+    """The metrics of the task."""
+    targets = torch.zeros(0, dtype=torch.int64)
+    shape: tuple[int, ...] = (0, problem.task.outputs)
+    if problem.task.per_step:
+        targets, shape = torch.zeros((0, 1), dtype=torch.int64), (0, 1, problem.task.outputs)
+    elif problem.kind in ("multilabel", "regression"):
+        targets = torch.zeros((0, problem.task.outputs))
+    return list(problem.task.metrics(problem.task.totals(torch.zeros(shape), targets)))
+
+
+def _own(key: str, name: str, expected: str) -> Callable[..., Any]:
+    """A function of one's own by ``package.module:function``."""
     if ":" not in name:
-        raise ConfigError(f'{key} = "{name}": expected {" or ".join(BUILT_IN)}, or "package.module:function"')
+        raise ConfigError(f'{key} = "{name}": expected {expected}, or "package.module:function"')
     found = own_object(f'{key} = "{name}"', name)
     if not callable(found):
         raise ConfigError(f'{key} = "{name}": a {type(found).__name__}, expected a function')
     return found  # type: ignore[no-any-return]
 
 
-def make_tier_nets(resolved: Resolved, shape: tuple[int, ...], classes: int) -> TierNets:
+def make_tier_nets(resolved: Resolved, problem: Problem) -> TierNets:
     """The net of each tier. Raises ConfigError for initial weights that cannot be read."""
     experiment = resolved.experiment
-    model = experiment.model
+    model, inputs, outputs = experiment.model, problem.inputs, problem.task.outputs
     makers: dict[str, Callable[[], nn.Module]] = {
-        tier: partial(zoo.make_at_depth, name, shape, classes, model.norm, resolved.depths[tier])
+        tier: partial(zoo.make_at_depth, name, inputs, outputs, model.norm, resolved.depths[tier])
         for tier, name in resolved.nets.items()
     }
     return TierNets(
         makers,
-        shape=shape,
-        classes=classes,
+        inputs=inputs,
+        outputs=outputs,
         seed=experiment.seed,
         device=compute_device(experiment),
         channels_last=experiment.train.channels_last,
@@ -146,29 +183,40 @@ def _initial(path: str) -> Weights:
         ) from None
 
 
-def require_nets_fit(nets: TierNets, resolved: Resolved) -> None:
-    """Raises ModelError unless each tier's net takes the samples and gives a logit per class."""
-    shape, classes = nets.shape, nets.classes
+def require_nets_fit(nets: TierNets, resolved: Resolved, problem: Problem) -> None:
+    """Raises ModelError unless each tier's net takes the samples and says what the task needs of them."""
+    inputs, task = nets.inputs, problem.task
+    wanted = (2, inputs.shape[0], nets.outputs) if task.per_step else (2, nets.outputs)
     for tier in resolved.tiers:
         net = nets(tier).eval()
+        example = inputs.example(2)
         with torch.no_grad():
             try:
-                out = net(torch.zeros((2, *shape), device=compute_device(resolved.experiment)))
+                out = net(example.to(compute_device(resolved.experiment)))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise ModelError(f"the net of tier {tier!r} does not take samples of shape {shape}: {error}") from None
-        if not isinstance(out, torch.Tensor) or tuple(out.shape) != (2, classes):
+                raise ModelError(
+                    f"the net of tier {tier!r} does not take samples of shape {inputs.shape}: {error}"
+                ) from None
+        if not isinstance(out, torch.Tensor) or tuple(out.shape) != wanted:
             got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-            raise ModelError(f"the net of tier {tier!r} gives {got} for 2 samples, expected (2, {classes}) logits")
+            what = (
+                "an output for each step"
+                if task.per_step
+                else "logits"
+                if problem.kind == "classification"
+                else "outputs"
+            )
+            raise ModelError(f"the net of tier {tier!r} gives {got} for 2 samples, expected {wanted} {what}")
 
 
-def make_method(resolved: Resolved, nets: TierNets) -> Any:
+def make_method(resolved: Resolved, problem: Problem, nets: TierNets) -> Any:
     """The method with its options, its nets and its local training; among peers perhaps behind a relay."""
     relayed = resolved.experiment.engine.relay
     if relayed and not resolved.traits.peers:
         raise ConfigError(
             f"engine.relay = true: {resolved.method_name} has a server of its own; a relay is for methods among peers"
         )
-    method = resolved.method(net=nets, fit=make_fit(resolved), **resolved.options)
+    method = resolved.method(net=nets, fit=make_fit(resolved, problem), **resolved.options)
     return Relay(inner=method) if relayed else method
 
 
@@ -186,28 +234,37 @@ def make_messages(resolved: Resolved) -> Messages:
 
 def make_runtime(resolved: Resolved, shares: Shares, folder: Path) -> DeviceRuntime:
     """What answers requests for every device of a simulation; local states are kept in ``folder``."""
-    nets = make_tier_nets(resolved, shares.test.shape, shares.test.classes)
-    tests = shares.tests
+    problem = problem_of(resolved, shares)
+    nets, tests = make_tier_nets(resolved, problem), shares.tests
 
     def test(device: Device) -> Any:
         return shares.test if tests is None else tests[device.id]
 
     return DeviceRuntime(
-        method=make_method(resolved, nets),
+        method=make_method(resolved, problem, nets),
         messages=make_messages(resolved),
         shard=lambda device: shares.train[device.id],
         public=shares.public,
         test=test,
         store=LocalStateStore(folder),
         seed=resolved.experiment.seed,
-        metric=make_metric(resolved),
+        task=problem.task,
+        metric=make_metric(resolved, problem),
+        domains=_domains(shares),
         compute=compute_device(resolved.experiment),
     )
 
 
-def make_federation(resolved: Resolved, shares: Shares, method: Any) -> Federation:
+def _domains(shares: Shares) -> int:
+    """How many domains the test data have; 0: they name none."""
+    return 0 if shares.test.domains is None else int(shares.test.domains.max()) + 1
+
+
+def make_federation(resolved: Resolved, shares: Shares, problem: Problem, method: Any) -> Federation:
     """What the round loop is given."""
     test, evaluate = shares.test, resolved.experiment.evaluate
+    empty = nothing(problem.task, test, make_metric(resolved, problem))
+    domains = {str(domain): empty for domain in range(_domains(shares))}
     return Federation(
         method=method,
         fleet=make_fleet(resolved),
@@ -215,10 +272,9 @@ def make_federation(resolved: Resolved, shares: Shares, method: Any) -> Federati
         held=shares.held,
         public=shares.public,
         seed=resolved.experiment.seed,
-        classes=test.classes,
-        domains=0 if test.domains is None else int(test.domains.max()) + 1,
+        task=problem.task,
+        score_spec=score_spec({"all": empty, "domains": domains}),
         test_samples=len(test),
-        shares=evaluate.metric in BUILT_IN,
         depths=resolved.depths,
         evaluate_every=evaluate.every,
         evaluate_samples=evaluate.samples,

@@ -37,6 +37,8 @@ class Data(Section):
     """``[data]``: where samples come from and who gets which."""
 
     source: str = "digits"
+    kind: Literal["auto", "images", "rows", "series", "tokens"] = "auto"
+    """What samples are, where their shape does not say it."""
     partition: PartitionSpec = Field(default_factory=Dirichlet)
     public: Share = 0.0
     server_samples: Natural = 0
@@ -80,7 +82,8 @@ class Train(Section):
     clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     channels_last: bool = True
     bf16: bool = False
-    loss: str = "cross_entropy"
+    loss: str = "task"
+    """That of the task, or a function of one's own: (outputs, targets) of a batch -> a scalar."""
 
 
 class FleetTier(Section):
@@ -136,13 +139,18 @@ class Evaluate(Section):
 
     every: Count = 1
     samples: Natural = 0
-    metric: str = "accuracy"
+    metric: str = "task"
+    """The metric by which runs are judged: the task's own, another one of its metrics, or a function of one's own."""
+    better: Literal["higher", "lower"] = "higher"
+    """Which way a metric of one's own is better."""
 
 
 class Stop(Section):
     """``[stop]``: ends a run early, after the first round that reaches one of these; 0 is never."""
 
     accuracy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    metric: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The mean metric over devices, whatever it is, is at least (where lower is better: at most) this."""
     bytes: Natural = 0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -181,6 +189,8 @@ class Experiment(Section):
     rounds: Count = ROUNDS
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
+    task: dict[str, Any] = {}
+    """``[task]``: ``kind`` and its settings; without a kind, the data tell it."""
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "fedavg"})
     methods: dict[str, dict[str, Any]] = {}
     train: Train = Field(default_factory=Train)

@@ -44,7 +44,7 @@ def _least(ready: Prepared, device: Device, first: Checkpoint) -> tuple[float, s
         down_bytes = len(messages.write_down(method.broadcast(first.state, device, context), 1)[0])
         up_bytes = spec.extent(messages.up.respec(method.update_spec(first.state, device, context)))[0]
     samples = len(ready.shares.train[device.id]) * ready.resolved.epochs[device.tier]
-    flops = training_flops(net, ready.shares.test.shape) * samples
+    flops = training_flops(net, ready.shares.inputs) * samples
     parts = {
         f"{down_bytes:,} bytes down": link.down_seconds(device, down_bytes),
         f"{flops / 1e9:.3g} GFLOPs": link.work_seconds(device, flops),

@@ -1,4 +1,4 @@
-"""The options of a method as a typed table, made from the fields of its class."""
+"""The options of a method, or the settings of a task, as a typed table, made from the fields of its class."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from potluck.core.errors import ConfigError, PotluckError
 from potluck.core.options import Ladder, NetChoice
 from potluck.experiment.explain import explain, unknown
-from potluck.methods import METHODS
 
-BUILT = ("net", "fit")
-"""Fields of a method that are filled when the run is built; all others are options."""
+BUILT = ("net", "fit", "facts")
+"""Fields of a method or a task that are filled when the run is built; all others are options."""
 
 
 @cache
@@ -48,25 +47,30 @@ def option_marks(method: Any) -> dict[str, Ladder | NetChoice]:
     return found
 
 
-def check_options(name: str, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of the method called ``name``, checked. Raises ConfigError: one line a fault."""
-    model = options_model(method)
+def check_options(
+    section: str, name: str, member: Any, options: Mapping[str, Any], catalogue: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All options of the member called ``name`` of a catalogue, checked. Raises ConfigError: one line a fault."""
+    model = options_model(member)
     for key in options:
         if key not in model.model_fields:
-            owners = [other for other in METHODS if _has(other, key)]
+            owners = [other for other in catalogue if _has(catalogue, other, key)]
             if owners:
-                raise ConfigError(f"method.{key}: an option of {', '.join(owners)}, not of {name}; remove it")
-            raise ConfigError(unknown(f"method.{key}", [*model.model_fields, "name"]))
+                raise ConfigError(f"{section}.{key}: an option of {', '.join(owners)}, not of {name}; remove it")
+            raise ConfigError(unknown(f"{section}.{key}", [*model.model_fields, NAMED_BY[section]]))
     try:
         checked = model.model_validate(dict(options))
     except ValidationError as error:
-        raise ConfigError(explain(error, model, "method")) from None
+        raise ConfigError(explain(error, model, section)) from None
     return {key: getattr(checked, key) for key in model.model_fields}
 
 
-def _has(name: str, option: str) -> bool:
+NAMED_BY = {"method": "name", "task": "kind"}
+"""The key of a section that names the member."""
+
+
+def _has(catalogue: Mapping[str, Any], name: str, option: str) -> bool:
     try:
-        found: Any = METHODS[name]
-        return option in options_model(found).model_fields
+        return option in options_model(catalogue[name]).model_fields
     except PotluckError:  # a plug-in that does not load
         return False

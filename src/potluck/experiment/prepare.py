@@ -11,6 +11,8 @@ from potluck.data.shares import Shares
 from potluck.engines.federation import Federation
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
+from potluck.experiment.measure import Measure
+from potluck.experiment.problem import Problem, problem_of
 from potluck.experiment.resolve import Resolved, resolve
 from potluck.experiment.trackers import TRACKERS
 from potluck.wire.channel import codec_names, sparse_codecs
@@ -21,8 +23,10 @@ class Prepared:
     """An experiment that has been found sound, with its data."""
 
     resolved: Resolved
+    problem: Problem
     shares: Shares
     federation: Federation
+    measure: Measure
     warnings: Sequence[str]
 
     @property
@@ -39,17 +43,19 @@ def prepare(experiment: Experiment) -> Prepared:
 
 def found_sound(resolved: Resolved, shares: Shares) -> Prepared:
     """The same with data at hand. Raises ConfigError or ModelError for what cannot work."""
-    experiment, shape = resolved.experiment, shares.test.shape
-    if experiment.data.augment != "none" and len(shape) != 3:
-        raise ConfigError(
-            f'data.augment = "{experiment.data.augment}": needs images, the samples are rows of {shape[0]}'
-        )
+    experiment, problem = resolved.experiment, problem_of(resolved, shares)
+    if experiment.data.augment != "none" and problem.inputs.kind != "images":
+        raise ConfigError(f'data.augment = "{experiment.data.augment}": needs images, the samples are {problem.inputs}')
     if experiment.model.steps and resolved.traits.kind != "any":
         raise ConfigError(f"model.steps: {resolved.method_name} sets the depth itself; say method.steps")
-    nets = build.make_tier_nets(resolved, shape, shares.test.classes)
-    build.require_nets_fit(nets, resolved)
-    federation = build.make_federation(resolved, shares, build.make_method(resolved, nets))
-    build.make_metric(resolved)
+    nets = build.make_tier_nets(resolved, problem)
+    build.require_nets_fit(nets, resolved, problem)
+    federation = build.make_federation(resolved, shares, problem, build.make_method(resolved, problem, nets))
+    measure = Measure.of(resolved, problem)
+    if experiment.stop.accuracy and measure.name != "accuracy":
+        raise ConfigError(
+            f"stop.accuracy = {experiment.stop.accuracy:g}: this run is judged by {measure.name}; set stop.metric"
+        )
     for tracker in experiment.track.kind:
         TRACKERS[tracker]
     setup = _setup(resolved, shares, federation)
@@ -59,7 +65,14 @@ def found_sound(resolved: Resolved, shares: Shares) -> Prepared:
             'which only the updates of a method with send = "update" survive; choose float16, bfloat16, int8 or zstd'
         )
     warnings = list(federation.method.check(setup))
-    return Prepared(resolved=resolved, shares=shares, federation=federation, warnings=warnings)
+    return Prepared(
+        resolved=resolved,
+        problem=problem,
+        shares=shares,
+        federation=federation,
+        measure=measure,
+        warnings=warnings,
+    )
 
 
 def _setup(resolved: Resolved, shares: Shares, federation: Federation) -> Setup:
@@ -67,8 +80,8 @@ def _setup(resolved: Resolved, shares: Shares, federation: Federation) -> Setup:
     return Setup(
         devices=federation.fleet.devices,
         tiers=resolved.tiers,
-        shape=shares.test.shape,
-        classes=shares.test.classes,
+        inputs=shares.inputs,
+        outputs=shares.facts.outputs,
         public_samples=0 if shares.public is None else len(shares.public),
         server_samples=0 if shares.held is None else len(shares.held),
         up_codecs=codec_names(wire.up),

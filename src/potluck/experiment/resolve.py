@@ -21,6 +21,7 @@ from potluck.experiment.options import check_options, default_options, option_ma
 from potluck.fleet.devices import by_strength
 from potluck.methods import METHODS
 from potluck.methods.protocol import Traits
+from potluck.tasks import TASKS
 from potluck.wire.frame import canonical
 
 LEAST_HELD = 2
@@ -71,11 +72,12 @@ class Resolved:
 def resolve(asked: Experiment) -> Resolved:
     """The experiment with nothing left open. Raises ConfigError."""
     name = method_name(asked)
+    _check_task(asked)
     method = METHODS[name]
     given = {key: value for key, value in asked.method.items() if key != "name"}
     profile = _profile(asked, method, given)
     usual = {**default_options(method), **{key: value for key, value in profile.items() if key not in SECTIONS}}
-    options = check_options(name, method, {**usual, **given})
+    options = check_options("method", name, method, {**usual, **given}, METHODS)
     marks = option_marks(method)
     for option, mark in marks.items():
         options[option] = _per_tier(asked, f"method.{option}", options[option], mark)
@@ -103,6 +105,17 @@ def resolve(asked: Experiment) -> Resolved:
         epochs=epochs,
         digest=_digest(experiment),
     )
+
+
+def _check_task(experiment: Experiment) -> None:
+    """Raises ConfigError for a task that does not exist, or a setting that it has not, where ``[task]`` names one."""
+    table = dict(experiment.task)
+    kind = table.pop("kind", None)
+    if kind is None:
+        return
+    if not isinstance(kind, str):
+        raise ConfigError(f"task.kind = {kind!r}: expected one of {', '.join(TASKS)}")
+    check_options("task", kind, TASKS[kind], table, TASKS)
 
 
 def method_name(experiment: Experiment) -> str:

@@ -95,8 +95,9 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
     return {
         "version": VERSION,
         "config": ready.resolved.digest,
-        "shape": list(test.shape),
-        "classes": test.classes,
+        "shape": list(test.inputs.shape),
+        "classes": test.facts.outputs,
+        "problem": ready.problem.as_table(),
         "wall_seconds": wall_seconds,
         "stopped": stopped,
     }
@@ -116,12 +117,12 @@ def go_on(
     start, peak = time.perf_counter(), 0
     devices, personal = federation.fleet.devices, federation.method.traits.personal
     parts = summary.own_parts(ready.shares)
-    rules = StopRules.of(experiment.stop, devices, store.read_lines(folder.path / "rounds.jsonl"))
+    rules = StopRules.of(experiment.stop, ready.measure, devices, store.read_lines(folder.path / "rounds.jsonl"))
     last = checkpoint.round if before["stopped"] and experiment.stop != Stop() else experiment.rounds
     with engine_here as engine, tracking(experiment, folder.path) as track:
         for result in run_rounds(federation, engine, checkpoint, last, rules.enough):
             wall = before["wall_seconds"] + time.perf_counter() - start
-            line = summary.round_line(result, devices, personal, wall, parts)
+            line = summary.round_line(result, devices, ready.measure, personal, wall, parts)
             rows = ledger.as_json(result.rows)
             folder.save_checkpoint(result.checkpoint, facts=facts_of(ready, wall, rules.reason), line=line, rows=rows)
             checkpoint = result.checkpoint
@@ -150,7 +151,7 @@ def finish(ready: Prepared, folder: store.RunFolder, checkpoint: Checkpoint, pea
         "seed": ready.experiment.seed,
         "rounds": checkpoint.round,
         "devices": len(federation.fleet.devices),
-        "accuracy": summary.last_accuracy(run.rounds),
+        **summary.last_of(run.rounds, ready.measure),
         "parameters": parameters,
         "bytes": ledger.traffic(run.ledger),
         "simulated_seconds": checkpoint.simulated_seconds,

@@ -14,6 +14,7 @@ from potluck.core.errors import ConfigError, RunFolderError
 from potluck.engines.local_state import LocalStateStore
 from potluck.experiment import build, store
 from potluck.experiment.config import Experiment
+from potluck.experiment.problem import Problem, problem_in
 from potluck.experiment.resolve import resolve
 from potluck.methods.protocol import deployed
 
@@ -61,14 +62,19 @@ class Run:
         """Whether there is a summary."""
         return (self.path / "summary.json").is_file()
 
+    @property
+    def problem(self) -> Problem:
+        """What was learned of what."""
+        return problem_in(resolve(self.experiment), store.read_manifest(self.path)["facts"])
+
     def model(self, tier: str) -> nn.Module:
         """What a device of the tier would deploy now, in evaluation mode; if personal, that of the tier's first one."""
         resolved = resolve(self.experiment)
         if tier not in resolved.tiers:
             raise ConfigError(f"tier {tier!r}: the fleet has {', '.join(resolved.tiers)}")
         facts, checkpoint = store.read_manifest(self.path)["facts"], store.read_checkpoint(self.path)
-        nets = build.make_tier_nets(resolved, tuple(facts["shape"]), facts["classes"])
-        method = build.make_method(resolved, nets)
+        problem = problem_in(resolved, facts)
+        method = build.make_method(resolved, problem, build.make_tier_nets(resolved, problem))
         device = next(found for found in build.make_fleet(resolved).devices if found.tier == tier)
         if not method.traits.personal:
             return deployed(method, checkpoint.state, None, device).eval()

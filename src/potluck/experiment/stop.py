@@ -8,8 +8,9 @@ from typing import Any
 
 from potluck.core.types import Device
 from potluck.engines.result import RoundResult
-from potluck.experiment import ledger, summary
+from potluck.experiment import ledger
 from potluck.experiment.config import Stop
+from potluck.experiment.measure import Measure
 
 
 @dataclass(slots=True)
@@ -17,22 +18,28 @@ class StopRules:
     """The rules, the bytes of the rounds so far, and the reason once one of them holds."""
 
     stop: Stop
+    measure: Measure
     devices: Sequence[Device]
     sent_bytes: int
     reason: str = ""
 
     @classmethod
-    def of(cls, stop: Stop, devices: Sequence[Device], lines: Iterable[Mapping[str, Any]]) -> StopRules:
+    def of(
+        cls, stop: Stop, measure: Measure, devices: Sequence[Device], lines: Iterable[Mapping[str, Any]]
+    ) -> StopRules:
         """The rules after the rounds of these lines."""
-        return cls(stop, devices, sum(line["bytes"]["total"] for line in lines))
+        return cls(stop, measure, devices, sum(line["bytes"]["total"] for line in lines))
 
     def enough(self, result: RoundResult) -> bool:
         """Whether the run may end with this round; sets ``reason``."""
         self.sent_bytes += ledger.traffic(ledger.as_json(result.rows))["total"]
-        accuracy = summary.accuracy_summary(summary.accuracies(result.scores), self.devices).get("mean")
+        values = {device: self.measure.value(score["all"]) for device, score in result.scores.items()}
+        mean, measure = self.measure.spread(values, self.devices).get("mean"), self.measure
         seconds, stop = result.checkpoint.simulated_seconds, self.stop
-        if stop.accuracy and accuracy is not None and accuracy >= stop.accuracy:
-            self.reason = f"stop.accuracy = {stop.accuracy:g}: the mean reached {accuracy:.4f}"
+        if stop.accuracy and mean is not None and mean >= stop.accuracy:
+            self.reason = f"stop.accuracy = {stop.accuracy:g}: the mean reached {mean:.4f}"
+        elif stop.metric is not None and mean is not None and measure.reached(mean, stop.metric):
+            self.reason = f"stop.metric = {stop.metric:g}: the mean {measure.name} reached {mean:.4f}"
         elif stop.bytes and self.sent_bytes >= stop.bytes:
             self.reason = f"stop.bytes = {stop.bytes:,}: {self.sent_bytes:,} were sent"
         elif stop.seconds and seconds >= stop.seconds:

@@ -12,70 +12,83 @@ from potluck.core.types import Device
 from potluck.data.shares import Shares
 from potluck.engines.result import RoundResult
 from potluck.experiment.ledger import as_json, traffic
+from potluck.experiment.measure import Measure
+from potluck.tasks.task import Totals, ratio, told_by
+from potluck.training.evaluate import OWN_COUNT, OWN_SUM, Score
+
+SPREAD = ("mean", "worst", "p10", "tiers")
+MOST_PARTS = 100
+"""A line tells the metric of each class, label or target where there are at most so many."""
 
 
-def accuracies(scores: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
-    """The metric by device: for classification the share of right answers."""
-    return {device: float(score["right"].sum()) / max(1, int(score["total"].sum())) for device, score in scores.items()}
+def last_of(lines: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, Any]:
+    """What the last round that was evaluated says, for the summary; None where there is none.
 
-
-def accuracy_summary(by_device: Mapping[int, float], devices: Sequence[Device]) -> dict[str, Any]:
-    """Mean, worst and tenth percentile over devices, and the mean of each tier."""
-    if not by_device:
-        return {}
-    values = torch.tensor([by_device[device.id] for device in devices if device.id in by_device], dtype=torch.float64)
-    tiers: dict[str, list[float]] = {}
-    for device in devices:
-        if device.id in by_device:
-            tiers.setdefault(device.tier, []).append(by_device[device.id])
-    return {
-        "mean": float(values.mean()),
-        "worst": float(values.min()),
-        "p10": float(values.quantile(0.1)),
-        "tiers": {tier: sum(found) / len(found) for tier, found in tiers.items()},
+    ``accuracy`` stands there for classification alone, ``metric`` and ``metrics`` for every task.
+    """
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if "metric" in line), {})
+    metric = last.get("metric", {})
+    said: dict[str, Any] = {
+        "metric": {"name": measure.name, "better": measure.better} | {key: metric.get(key) for key in SPREAD},
+        "metrics": last.get("metrics", {}),
     }
-
-
-def last_accuracy(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the last round that was evaluated says; None where there is none."""
-    found: Mapping[str, Any] = next((line["accuracy"] for line in reversed(lines) if "accuracy" in line), {})
-    said = {key: found.get(key) for key in ("mean", "worst", "p10", "tiers")}
-    return said | {key: found.get(key, {}).get("mean") for key in ("ad", "al")}
+    if measure.task.name == "classification":
+        found = last.get("accuracy", {})
+        told = {key: found.get(key) for key in SPREAD} | {key: found.get(key, {}).get("mean") for key in ("ad", "al")}
+        said["accuracy"] = told
+    return said
 
 
 def own_parts(shares: Shares) -> dict[int, Tensor]:
     """What each device's training data are made of: the share of each domain or, without domains, of each class."""
     found = {}
     for device, shard in enumerate(shares.train):
-        domains = shard.d
-        kinds = shard.y.clamp(min=0) if domains is None else domains
-        test = shares.test
-        size = test.classes if test.domains is None or domains is None else int(test.domains.max()) + 1
-        counts = torch.bincount(kinds, minlength=size).to(torch.float64)
-        found[device] = counts / counts.sum().clamp(min=1)
+        domains, tested = shard.d, shares.test.domains
+        if domains is not None and tested is not None:
+            counts = torch.bincount(domains, minlength=int(tested.max()) + 1)
+        elif told_by(shard.targets) == "classification":
+            counts = torch.bincount(shard.y.clamp(min=0), minlength=shard.facts.outputs)
+        else:
+            continue
+        found[device] = counts.to(torch.float64) / counts.sum().clamp(min=1)
     return found
 
 
-def ad_and_al(score: Mapping[str, Tensor], part: Tensor) -> tuple[float, float]:
-    """(AD, AL) of a model: its accuracy on all domains, each counting the same, and on the device's own.
+def ad_and_al(score: Score, measure: Measure, part: Tensor) -> tuple[float, float]:
+    """(AD, AL) of a model: its metric on all domains, each counting the same, and on the device's own.
 
-    Without domains AD is the pooled accuracy, and AL the recall of each class weighted by the device's label shares.
+    Without domains AD is the pooled metric, and AL the recall of each class weighted by the device's label shares.
     """
-    by_domain = bool(score["domain_total"].numel())
-    right, total = (score[f"domain_{kind}" if by_domain else kind] for kind in ("right", "total"))
-    there = total > 0
-    rates = right / total.clamp(min=1)
-    pooled = float(right.sum()) / max(1, int(total.sum()))
-    ad = float(rates[there].mean()) if by_domain and bool(there.any()) else pooled
-    weight = part * there if part.shape == there.shape else torch.zeros(1)
+    pooled = measure.value(score["all"])
+    if score["domains"]:
+        by_domain = [measure.metrics(totals).get(measure.name) for totals in score["domains"].values()]
+        there = [not _empty(totals) for totals in score["domains"].values()]
+        rates = torch.tensor([value or 0.0 for value in by_domain], dtype=torch.float64)
+        present = torch.tensor(there)
+        ad = float(rates[present].mean()) if any(there) else pooled
+    else:
+        totals = score["all"]
+        present = totals["total"] > 0
+        rates, ad = ratio(totals["right"], totals["total"]), pooled
+    weight = part * present if part.shape == present.shape else torch.zeros(1)
     return ad, float((weight * rates).sum() / weight.sum()) if float(weight.sum()) > 0 else pooled
 
 
+def _empty(totals: Totals) -> bool:
+    """Whether these are the totals of no sample."""
+    return not any(bool(value.any()) for value in totals.values())
+
+
 def round_line(
-    result: RoundResult, devices: Sequence[Device], personal: bool, wall_seconds: float, parts: Mapping[int, Tensor]
+    result: RoundResult,
+    devices: Sequence[Device],
+    measure: Measure,
+    personal: bool,
+    wall_seconds: float,
+    parts: Mapping[int, Tensor],
 ) -> dict[str, Any]:
     """The line of a round. ``parts`` say what each device's own data are made of (``own_parts``)."""
-    checkpoint, by_device = result.checkpoint, accuracies(result.scores)
+    checkpoint = result.checkpoint
     ups = [row for row in result.rows if row.direction == "up" and row.verb != "evaluate"]
     line: dict[str, Any] = {
         "round": checkpoint.round,
@@ -92,26 +105,57 @@ def round_line(
         "notes": _by_tier(result, devices) | ({"server": result.server_notes} if result.server_notes else {}),
         "parts": result.parts,
     }
-    if by_device:
-        line["accuracy"] = accuracy_summary(by_device, devices)
-        if personal:
-            line["accuracy"]["devices"] = {str(device): value for device, value in by_device.items()}
-        line["accuracy"] |= _by_domain(result) | _ad_and_al(result, parts, personal)
-    return line
+    return line | _scores(result, devices, measure, personal, parts) if result.scores else line
 
 
-def _by_domain(result: RoundResult) -> dict[str, Any]:
+def _scores(
+    result: RoundResult, devices: Sequence[Device], measure: Measure, personal: bool, parts: Mapping[int, Tensor]
+) -> dict[str, Any]:
+    """``metric``: the one by which runs are judged, over devices. ``metrics`` and ``breakdown``: means over devices."""
+    found = {device: measure.metrics(score["all"]) for device, score in result.scores.items()}
+    by_device = {device: values.get(measure.name, 0.0) for device, values in found.items()}
+    metric = measure.spread(by_device, devices)
+    if personal:
+        metric["devices"] = {str(device): value for device, value in by_device.items()}
+    metric |= _by_domain(result, measure) | _ad_and_al(result, measure, parts, personal)
+    told = {
+        "metric": {"name": measure.name, "better": measure.better, **metric},
+        "metrics": _means(list(found.values())),
+    }
+    broken = _means([measure.task.breakdown(_of_task(score["all"])) for score in result.scores.values()])
+    if 1 < len(broken) <= MOST_PARTS:
+        told["breakdown"] = broken
+    if measure.task.name == "classification":
+        right = {device: values["accuracy"] for device, values in found.items()}
+        told["accuracy"] = metric if measure.own or measure.name == "accuracy" else measure.spread(right, devices)
+    return told
+
+
+def _of_task(totals: Totals) -> Totals:
+    return {name: value for name, value in totals.items() if name not in (OWN_SUM, OWN_COUNT)}
+
+
+def _means(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the tables that have it."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    found = {name: [table[name] for table in tables if name in table] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _by_domain(result: RoundResult, measure: Measure) -> dict[str, Any]:
     found = {
-        str(device): (score["domain_right"] / score["domain_total"].clamp(min=1)).tolist()
+        str(device): [measure.value(totals) for totals in score["domains"].values()]
         for device, score in result.scores.items()
-        if score["domain_total"].numel()
+        if score["domains"]
     }
     return {"domains": found} if found else {}
 
 
-def _ad_and_al(result: RoundResult, parts: Mapping[int, Tensor], personal: bool) -> dict[str, Any]:
+def _ad_and_al(result: RoundResult, measure: Measure, parts: Mapping[int, Tensor], personal: bool) -> dict[str, Any]:
     """``ad`` and ``al``: means over devices and, of personal models, each device's."""
-    found = {device: ad_and_al(score, parts[device]) for device, score in result.scores.items() if device in parts}
+    found = {
+        device: ad_and_al(score, measure, parts[device]) for device, score in result.scores.items() if device in parts
+    }
     told: dict[str, Any] = {}
     for name, values in (
         ("ad", {device: pair[0] for device, pair in found.items()}),

@@ -61,7 +61,7 @@ def make_runtime_in_worker(table: dict[str, Any], packed: PackedShares, folder: 
 
 def _joined(shards: Sequence[Shard]) -> Shard:
     whole = replace(shards[0], index=torch.cat([shard.index for shard in shards]))
-    for tensor in (whole.images, whole.labels, whole.index, whole.mean, whole.deviation, whole.domains):
+    for tensor in (whole.samples, whole.targets, whole.index, whole.mean, whole.deviation, whole.domains):
         if tensor is not None:
             tensor.share_memory_()  # type: ignore[no-untyped-call]
     return whole

@@ -8,6 +8,7 @@ from typing import Any
 
 from potluck.core.errors import ConfigError
 from potluck.core.options import IfServerData, Setup
+from potluck.tasks.task import LearningTask, Soft
 
 LOSSLESS = ("zstd",)
 
@@ -17,6 +18,16 @@ def require_effect(given: Mapping[str, object], idle: Mapping[str, str]) -> None
     for option, because in idle.items():
         if option in given:
             raise ConfigError(f"method.{option} has no effect with {because}; remove it.")
+
+
+def require_soft(method: str, task: LearningTask) -> Soft:
+    """What peers may tell each other of a task's samples. Raises ConfigError where they have nothing to tell."""
+    if task.soft is None:
+        raise ConfigError(
+            f'{method} exchanges what nets say of samples, and of the task "{task.name}" that is too much to send: '
+            "choose a method that sends weights, such as fedavg"
+        )
+    return task.soft
 
 
 def require_no_sparse(setup: Setup, method: str, because: str) -> None:

@@ -160,8 +160,8 @@ class FedHM:
         tier, ranks = context.device.tier, {layer: u_MR.shape[1] for layer, u_MR in broadcast["u"].items()}
         weights = with_factors(broadcast["full"], broadcast["u"], broadcast["v"])
         net = self.net.borrow(("fedhm", tier, *ranks.items()), weights, lambda: low_rank(self.net(tier), ranks))
-        labels = present(context.data)
-        objective = masked(self.fit.loss, labels, self.net.classes) if self.mask_labels else None
+        labels = present(self.fit.task, context.data)
+        objective = masked(self.fit.loss, labels, self.net.outputs) if self.mask_labels else None
         trained = self.fit.train(net, context, objective=objective, adjust=self._decay)
         found = weights_of(net)
         update: Update = {
@@ -182,7 +182,7 @@ class FedHM:
         add_decay_gradient(net, self.l2_on_factors - self.fit.weight_decay)
 
     def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
-        most = self.net.classes
+        most = self.net.outputs
         labels = {"labels": Integers(low=0, high=most - 1, most=most)} if self._counts_rows(device.tier) else {}
         told = {"rank_factor": Exactly(value=self._factor(device.tier)), "samples": SAMPLES}
         return {**spec_of(self.broadcast(state, device, context)), **told, **labels}
@@ -209,7 +209,7 @@ class FedHM:
     def _rows(self, state: State, spectra: Spectra, context: ServerContext) -> list[str]:
         """The classifier's tensors, where devices count with the rows of their own classes only."""
         net = self.net.with_weights(context.devices[0].tier, state["weights"])
-        names = [] if self.classifier_rows == "all" else classifier_tensors(net, self.net.classes)
+        names = [] if self.classifier_rows == "all" else classifier_tensors(net, self.net.outputs)
         return [name for name in names if name.removesuffix(".weight") not in spectra.layers]
 
     def _weight(self, factor: float, samples: float) -> float:

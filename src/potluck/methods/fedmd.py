@@ -40,9 +40,11 @@ from potluck.core.mean import WeightedMean
 from potluck.core.options import NetChoice, Setup
 from potluck.core.spec import SAMPLES, Array, Spec
 from potluck.core.types import Device, Shard
+from potluck.methods.checks import require_soft
 from potluck.methods.protocol import Traits
 from potluck.nets.tier_nets import TierNets
 from potluck.nets.weights import load, weights_of
+from potluck.tasks.task import LearningTask
 from potluck.training import distil
 from potluck.training.distil import numbered
 from potluck.training.fit import Fit
@@ -79,23 +81,27 @@ class Update(TypedDict):
     samples: int
 
 
-def absolute(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
-    """Mean absolute error of scores; of the softmax where the targets are posteriors."""
-    return F.l1_loss(z_BC if are_logits else z_BC.softmax(dim=1), target_BC)
+def absolute(z_BC: Tensor, target_BC: Tensor, task: LearningTask, are_logits: bool) -> Tensor:
+    """Mean absolute error of scores; of softened ones where the targets are softened."""
+    return F.l1_loss(z_BC if are_logits else task.soften(z_BC, 1.0), target_BC)
 
 
-def squared(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
+def squared(z_BC: Tensor, target_BC: Tensor, task: LearningTask, are_logits: bool) -> Tensor:
     """Mean squared error, likewise."""
-    return F.mse_loss(z_BC if are_logits else z_BC.softmax(dim=1), target_BC)
+    return F.mse_loss(z_BC if are_logits else task.soften(z_BC, 1.0), target_BC)
 
 
-def divergence(z_BC: Tensor, target_BC: Tensor, are_logits: bool) -> Tensor:
+def divergence(z_BC: Tensor, target_BC: Tensor, task: LearningTask, are_logits: bool) -> Tensor:
     """KL(target ‖ softmax z), summed over classes and averaged over samples (not over classes as well)."""
     target_BC = target_BC.softmax(dim=1) if are_logits else target_BC
     return F.kl_div(z_BC.log_softmax(dim=1), target_BC, reduction="batchmean")
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"mae": absolute, "mse": squared, "kl": divergence}
+LOSSES: dict[str, Callable[[Tensor, Tensor, LearningTask, bool], Tensor]] = {
+    "mae": absolute,
+    "mse": squared,
+    "kl": divergence,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,15 @@ class FedMD:
     traits: ClassVar[Traits] = Traits(personal=True)
 
     def check(self, setup: Setup) -> Sequence[str]:
+        soft = require_soft("fedmd", self.fit.task)
+        if self.digest_loss == "kl" and not soft.distribution:
+            raise ConfigError(
+                f'method.digest_loss = "kl": it compares posteriors, and {self.fit.task.name} has none: choose "mae"'
+            )
+        if self.weighting == "sharpen" and not soft.distribution:
+            raise ConfigError(
+                f'method.weighting = "sharpen": it is for posteriors, and {self.fit.task.name} has none; remove it'
+            )
         if not setup.public_samples:
             raise ConfigError("fedmd needs a shared labelled set: set [data] public, e.g. 0.05")
         if self.weighting == "sharpen" and self.scores == "logits":
@@ -121,7 +136,7 @@ class FedMD:
         return ()
 
     def initial_state(self, context: ServerContext) -> State:
-        return {"scores": torch.zeros(0, self.net.classes), "ids": torch.zeros(0, dtype=torch.int32)}
+        return {"scores": torch.zeros(0, self.net.outputs), "ids": torch.zeros(0, dtype=torch.int32)}
 
     def broadcast(self, state: State, device: Device, context: ServerContext) -> Broadcast:
         return {"scores": state["scores"], "ids": state["ids"], "asked": self._asked(context)}
@@ -147,9 +162,9 @@ class FedMD:
         if len(broadcast["ids"]) and self.digest_epochs:
             self._digest(net, public.take(broadcast["ids"].to(torch.int64)), broadcast["scores"], context)
         trained = self.fit.train(net, context)
-        z_SC = distil.logits(net, public.take(broadcast["asked"].to(torch.int64)), self.fit.device)
+        z_SC = distil.outputs(net, public.take(broadcast["asked"].to(torch.int64)), self.fit.device)
         meter.note("score_deviation", float(z_SC.std()) if z_SC.numel() > 1 else 0.0)
-        found = z_SC if self.scores == "logits" else z_SC.softmax(dim=1)
+        found = z_SC if self.scores == "logits" else self.fit.task.soften(z_SC, 1.0)
         return {"weights": weights_of(net)}, {"scores": found, "samples": trained.samples}
 
     def _digest(self, net: nn.Module, batch: Shard, scores_SC: Tensor, context: DeviceContext) -> None:
@@ -157,7 +172,7 @@ class FedMD:
         target_SC, loss, are_logits = scores_SC.to(self.fit.device), LOSSES[self.digest_loss], self.scores == "logits"
 
         def objective(net: nn.Module, x: Tensor, place: Tensor) -> Tensor:
-            return loss(net(x).float(), target_SC[place], are_logits)
+            return loss(net(x).float(), target_SC[place], self.fit.task, are_logits)
 
         plain = replace(self.fit, augment="none")
         data, epochs = numbered(batch), self.digest_epochs
@@ -165,8 +180,9 @@ class FedMD:
         meter.note("digest_loss", fitted.loss)
 
     def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
-        shape = (len(self._asked(context)), self.net.classes)
-        low, high = (-math.inf, math.inf) if self.scores == "logits" else (0.0, 1.0)
+        shape = (len(self._asked(context)), self.net.outputs)
+        soft = require_soft("fedmd", self.fit.task)
+        low, high = (-math.inf, math.inf) if self.scores == "logits" else (soft.low, soft.high)
         return {
             "scores": Array(dtype=torch.float32, shape=shape, low=low, high=high),
             "samples": SAMPLES,

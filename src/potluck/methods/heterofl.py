@@ -108,7 +108,7 @@ class HeteroFL:
         return without_running_statistics(self.net(tier))
 
     def _net(self, tier: str) -> nn.Module:
-        return narrow(self._full(tier), self._rate(tier), self.net.shape, scaler=self.scaler)
+        return narrow(self._full(tier), self._rate(tier), self.net.inputs, scaler=self.scaler)
 
     def _index(self, tier: str) -> IndexMap:
         """Which block of each full tensor the tier holds."""
@@ -121,7 +121,7 @@ class HeteroFL:
         return {name: shape for name, shape in shapes.items() if name.endswith(("running_mean", "running_var"))}
 
     def _tracked(self, tier: str) -> nn.Module:
-        return narrow(self.net(tier), self._rate(tier), self.net.shape, scaler=self.scaler)
+        return narrow(self.net(tier), self._rate(tier), self.net.inputs, scaler=self.scaler)
 
     def _passes(self, round: int, tier: str) -> bool:
         """Whether the round takes statistics."""
@@ -139,19 +139,19 @@ class HeteroFL:
         return made
 
     def train(self, local_state: None, broadcast: State, context: DeviceContext) -> tuple[None, Update]:
-        tier, labels = context.device.tier, present(context.data)
+        tier, labels = context.device.tier, present(self.fit.task, context.data)
         net = self.net.borrow(("heterofl", tier), broadcast["weights"], lambda: self._net(tier))
         if self._passes(context.round, tier):
             batches = (x for x, _, _ in self.fit.batches(context.data, context.rng("statistics"), 1))
-            meter.add_flops(forward_flops(net, self.net.shape) * len(context.data))
+            meter.add_flops(forward_flops(net, self.net.inputs) * len(context.data))
             return None, {"statistics": statistics_of(net, batches), "samples": len(context.data)}
-        objective = masked(self.fit.loss, labels, self.net.classes) if self.mask else None
+        objective = masked(self.fit.loss, labels, self.net.outputs) if self.mask else None
         trained = self.fit.train(net, context, objective=objective)
         update: Update = {"weights": weights_of(net), "samples": trained.samples}
         return None, {**update, "labels": labels} if self.mask else update
 
     def update_spec(self, state: State, device: Device, context: ServerContext) -> Spec:
-        samples, most = SAMPLES, self.net.classes
+        samples, most = SAMPLES, self.net.outputs
         if self._passes(context.round, device.tier):
             shapes = self._statistics(device.tier)
             wanted = {name: Array(dtype=torch.float32, shape=shape) for name, shape in shapes.items()}
@@ -163,7 +163,7 @@ class HeteroFL:
         if self._passes(context.round, context.devices[0].tier):
             return self._pooled(state, replies)
         mean, answered = CoordinateMean(state["weights"]), False
-        names = classifier_tensors(self._full(context.devices[0].tier), self.net.classes) if self.mask else ()
+        names = classifier_tensors(self._full(context.devices[0].tier), self.net.outputs) if self.mask else ()
         for reply in replies:
             answered = True
             rows = {name: torch.tensor(reply.update["labels"], dtype=torch.int64) for name in names}

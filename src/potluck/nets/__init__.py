@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from potluck.core.errors import ModelError
 from potluck.core.plugins import Catalogue
+from potluck.core.types import KINDS, Inputs
 from potluck.nets.net import Net
 
 
@@ -17,9 +20,14 @@ def _net(name: str, found: Any) -> Net:
     if isinstance(found, Net):
         return found
     if not callable(found):
-        raise ValueError(f"got {found!r}, expected a function (shape, classes) -> torch.nn.Module, or a Net")
+        raise ValueError(f"got {found!r}, expected a function (shape, outputs) -> torch.nn.Module, or a Net")
     line = next(iter((found.__doc__ or "").strip().splitlines()), "a net of your own")
-    return Net(line=line, make=lambda shape, classes, norm: found(shape, classes), own=True)
+
+    def make(inputs: Inputs, outputs: int, norm: str) -> nn.Module:
+        more = (inputs.vocabulary,) if inputs.vocabulary else ()
+        return found(inputs.shape, outputs, *more)  # type: ignore[no-any-return]
+
+    return Net(line=line, make=make, own=True, inputs=KINDS)
 
 
 NETS: Catalogue[Net] = Catalogue(

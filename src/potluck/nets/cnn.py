@@ -17,7 +17,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potluck.nets.net import Net, Shape
+from potluck.nets.net import Net, Shape, by_shape
 
 LENET_SIDE = 28
 
@@ -107,12 +107,13 @@ def _cnn_2m(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 
 NETS = {
-    "lenet": Net(line="LeNet-5; 44,426 parameters on 1x28x28; no norms", make=partial(make_cnn, "lenet")),
+    "lenet": Net(line="LeNet-5; 44,426 parameters on 1x28x28; no norms", make=by_shape(partial(make_cnn, "lenet"))),
     "cnn": Net(
-        line="two 5x5 convolutions, dense 512; 1,663,370 parameters on 1x28x28; no norms", make=partial(make_cnn, "cnn")
+        line="two 5x5 convolutions, dense 512; 1,663,370 parameters on 1x28x28; no norms",
+        make=by_shape(partial(make_cnn, "cnn")),
     ),
     "cnn-2m": Net(
         line="four 3x3 convolutions, dense 512; 2,168,362 parameters on 3x32x32; no norms",
-        make=partial(make_cnn, "cnn-2m"),
+        make=by_shape(partial(make_cnn, "cnn-2m")),
     ),
 }

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
-from potluck.nets.net import Net
+from potluck.nets.net import Net, by_shape
 from potluck.solvers import FixedPoint, Gradient, Phantom, Solution, Solver, solve
 from potluck.solvers.gradient import tail_of
 from potluck.solvers.options import MOST_STEPS
@@ -250,7 +250,7 @@ PARAMETERS = {"deq-xs-like": "12,426", "deq-s-like": "64,842", "deq-m-like": "16
 NETS = {
     name: Net(
         line=f"one equilibrium layer, width {width}, {inner} inside its cell; {PARAMETERS[name]} parameters",
-        make=partial(make_deq, name),
+        make=by_shape(partial(make_deq, name)),
         kind="deq",
         set_depth=_set_steps,
     )

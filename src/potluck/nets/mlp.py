@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from potluck.nets.net import Net, Shape
+from potluck.nets.net import Net, Shape, by_shape
 
 HIDDEN = 200
 
@@ -23,4 +23,10 @@ def make_mlp(shape: Shape, classes: int, norm: str = "none") -> nn.Module:
     return net
 
 
-NETS = {"mlp": Net(line="two hidden layers of 200; images or feature rows; no norms", make=make_mlp, rows=True)}
+NETS = {
+    "mlp": Net(
+        line="two hidden layers of 200; images, rows or series; no norms",
+        make=by_shape(make_mlp),
+        inputs=("images", "rows", "series"),
+    )
+}

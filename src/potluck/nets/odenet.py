@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
-from potluck.nets.net import Net
+from potluck.nets.net import Net, by_shape
 from potluck.nets.norms import make_norm
 from potluck.solvers.ode import EVALUATIONS, METHODS, Number, odeint
 from potluck.solvers.options import MOST_STEPS
@@ -269,7 +269,7 @@ def _set_steps(net: nn.Module, steps: int) -> None:
 
 
 NETS = {
-    name: Net(line=line, make=partial(make_odenet, name), kind="ode", set_depth=_set_steps)
+    name: Net(line=line, make=by_shape(partial(make_odenet, name)), kind="ode", set_depth=_set_steps)
     for name, line in {
         "odenet-cifar-like": "three ODE stages, widths 16/32/64; 167,834 parameters",
         "odenet-34-lite-like": "three ODE stages, widths 64/128/256; 1,596,234 parameters",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
-from potluck.nets.net import Net
+from potluck.nets.net import Net, by_shape
 from potluck.nets.norms import make_norm
 
 CIFAR_DEPTHS = {
@@ -131,12 +131,12 @@ def make_resnet(name: str, shape: tuple[int, ...], classes: int, norm: str) -> R
 NETS = {
     f"resnet{depth}": Net(
         line=f"residual net of depth {depth}, widths 16/32/64; {parameters} parameters",
-        make=partial(make_resnet, f"resnet{depth}"),
+        make=by_shape(partial(make_resnet, f"resnet{depth}")),
     )
     for depth, parameters in CIFAR_DEPTHS.items()
 } | {
     name: Net(
-        line=f"residual net, widths 64 to 512, 3x3 stem; {parameters} parameters", make=partial(make_resnet, name)
+        line=f"residual net, widths 64 to 512, 3x3 stem; {parameters} parameters", make=by_shape(partial(make_resnet, name))
     )
     for name, parameters in {"resnet18": "11,173,962", "resnet34": "21,282,122"}.items()
 }

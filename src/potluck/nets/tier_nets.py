@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from potluck.core import seeds
+from potluck.core.types import Inputs
 from potluck.nets.weights import Weights, load
+
+NOTHING = Inputs(())
 
 
 class TierNets:
@@ -22,16 +25,17 @@ class TierNets:
         self,
         makers: Mapping[str, Callable[[], nn.Module]],
         *,
-        shape: tuple[int, ...] = (),
-        classes: int = 0,
+        inputs: Inputs = NOTHING,
+        outputs: int = 0,
         seed: int,
         device: str = "cpu",
         channels_last: bool = False,
         initial: Weights | None = None,
     ) -> None:
-        self.shape = shape
-        """The shape of one sample."""
-        self.classes = classes
+        self.inputs = inputs
+        """What the nets are given."""
+        self.outputs = outputs
+        """How many numbers they say of a sample, or of a step of it."""
         self._makers = dict(makers)
         self._seed = seed
         self._device = device

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from potluck.core import meter
 from potluck.core.errors import ModelError
 from potluck.core.mean import IndexMap
+from potluck.core.types import Inputs
 from potluck.nets.norms import GROUP_CHANNELS
 
 See = Callable[[str, nn.Module, Tensor], None]
@@ -67,10 +68,10 @@ class Scaler:
         return output / self.rate if layer.training else output
 
 
-def narrow(net: nn.Module, rate: float, shape: tuple[int, ...], *, scaler: bool = False) -> nn.Module:
+def narrow(net: nn.Module, rate: float, inputs: Inputs, *, scaler: bool = False) -> nn.Module:
     """A copy of ``net`` at width ``rate``, 0 < rate <= 1, holding the first channels of every hidden layer.
 
-    ``shape`` is that of a sample. With ``scaler``, every convolution and linear layer but the last has a ``Scaler``.
+    ``inputs`` are what it is given. With ``scaler``, every convolution and linear layer but the last has a ``Scaler``.
     ModelError, naming layer and rate, if the net cannot be sliced.
     """
     if not 0 < rate <= 1:
@@ -78,7 +79,7 @@ def narrow(net: nn.Module, rate: float, shape: tuple[int, ...], *, scaler: bool 
     made, whole = copy.deepcopy(net), copy.deepcopy(net)
     if rate == 1:
         return made
-    x_B = _sample(net, shape)
+    x_B = _sample(net, inputs)
     weighted: dict[str, nn.Module] = {}
 
     def order(name: str, layer: nn.Module, _: Tensor) -> None:
@@ -98,11 +99,11 @@ def narrow(net: nn.Module, rate: float, shape: tuple[int, ...], *, scaler: bool 
     return made
 
 
-def _sample(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
+def _sample(net: nn.Module, inputs: Inputs) -> Tensor:
     """Two samples, because a norm without running statistics refuses one of a single pixel."""
-    x_B = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    x_B = inputs.example(2)
     like = next(net.parameters(), x_B)
-    return x_B.to(like.device, like.dtype)
+    return x_B.to(like.device, like.dtype if x_B.is_floating_point() else None)
 
 
 def _run(net: nn.Module, x_B: Tensor, see: See, rate: float) -> Tensor:

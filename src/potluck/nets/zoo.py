@@ -1,6 +1,6 @@
 """A net by the name that ``[model] name`` gives: of the catalogue, of a plug-in, or of a function of one's own.
 
-Every net of the zoo takes any image of at least 8x8 with any number of channels and classes.
+Nets of images take any of at least 8x8, with any number of channels.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from torch import nn
 
 from potluck.core.errors import ModelError
 from potluck.core.plugins import loaded
+from potluck.core.types import Inputs
 from potluck.nets import NETS
-from potluck.nets.net import Net, Shape
+from potluck.nets.net import Net
 from potluck.nets.norms import NORMS
 
 SMALLEST_SIDE = 8
 
 
-def make(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
-    """A fresh net for samples of ``shape`` (C, H, W) or (features,), drawn from torch's global generator.
+def make(name: str, inputs: Inputs, outputs: int, norm: str) -> nn.Module:
+    """A fresh net for such samples, which says so many numbers of each, drawn from torch's global generator.
 
     ModelError if there is no such net, the norm is unknown, or the shape does not suit the net. A net of one's own
     chooses its own norms; what it raises is told with its file and line.
@@ -26,17 +27,19 @@ def make(name: str, shape: Shape, classes: int, norm: str) -> nn.Module:
     if not net.own:
         if norm not in NORMS:
             raise ModelError(f'model.norm = "{norm}": expected one of {", ".join(NORMS)}')
-        _require_fit(name, net, shape, classes)
-    called = f"{name.rpartition(':')[2]}({shape}, {classes})"
-    made = loaded(f'model.name = "{name}"', lambda: net.make(shape, classes, norm), called, ModelError)
+        _require_fit(name, net, inputs, outputs)
+    called = (
+        f"{name.rpartition(':')[2]}({inputs.shape}, {outputs}{f', {inputs.vocabulary}' if inputs.vocabulary else ''})"
+    )
+    made = loaded(f'model.name = "{name}"', lambda: net.make(inputs, outputs, norm), called, ModelError)
     if not isinstance(made, nn.Module):
         raise ModelError(f'model.name = "{name}" returned {type(made).__name__}: expected a torch.nn.Module')
     return made
 
 
-def make_at_depth(name: str, shape: Shape, classes: int, norm: str, steps: int) -> nn.Module:
+def make_at_depth(name: str, inputs: Inputs, outputs: int, norm: str, steps: int) -> nn.Module:
     """``make``, with ``steps`` steps of an ODE net or evaluations of an equilibrium net; 0: the net's own."""
-    made = make(name, shape, classes, norm)
+    made = make(name, inputs, outputs, norm)
     if steps:
         set_depth = NETS[name].set_depth
         if set_depth is None:
@@ -47,15 +50,20 @@ def make_at_depth(name: str, shape: Shape, classes: int, norm: str, steps: int) 
     return made
 
 
-def _require_fit(name: str, net: Net, shape: Shape, classes: int) -> None:
-    if classes < 1:
-        raise ModelError(f'model.name = "{name}": {classes} classes; expected at least one')
-    if min(shape, default=0) < 1 or len(shape) not in (1, 3):
-        raise ModelError(f"samples of shape {shape}: expected (channels, height, width) or (features,)")
-    if len(shape) == 1 and not net.rows:
-        takers = ", ".join(other for other in NETS if NETS[other].rows)
-        raise ModelError(f'model.name = "{name}" takes images, and the samples are rows of {shape[0]}: choose {takers}')
-    if len(shape) == 3 and min(shape[1:]) < SMALLEST_SIDE:
+def _require_fit(name: str, net: Net, inputs: Inputs, outputs: int) -> None:
+    shape = inputs.shape
+    if outputs < 1:
+        raise ModelError(f'model.name = "{name}": {outputs} outputs; expected at least one')
+    if min(shape, default=0) < 1 or not 1 <= len(shape) <= 3:
+        raise ModelError(
+            f"samples of shape {shape}: expected (channels, height, width), (features,), (steps, channels) or (length,)"
+        )
+    if inputs.kind not in net.inputs:
+        takers = ", ".join(other for other in NETS if inputs.kind in NETS[other].inputs)
+        raise ModelError(
+            f'model.name = "{name}" takes {" or ".join(net.inputs)}, and the samples are {inputs}: choose {takers}'
+        )
+    if inputs.kind == "images" and min(shape[1:]) < SMALLEST_SIDE:
         least = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         raise ModelError(f'model.name = "{name}": images are {shape[1]}x{shape[2]}; expected at least {least}')
 

@@ -33,7 +33,7 @@ AFFORDABLE_FLOPS = 1e9
 LEAST_BATCH = 4
 STEPS = 2
 """In the second step the optimiser's memory, the gradients and the activations are there at once."""
-BYTES_A_VALUE, BYTES_A_LABEL = 4, 8
+BYTES_A_VALUE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,9 @@ class DryRounds:
 
     def _sample_bytes(self) -> int:
         """What a device holds of each sample while it trains."""
-        return BYTES_A_VALUE * self.ready.shares.test.images[0].numel() + BYTES_A_LABEL
+        test = self.ready.shares.test
+        sample = test.samples[0].numel() * (test.samples.element_size() if test.vocabulary else BYTES_A_VALUE)
+        return sample + test.targets[0].numel() * test.targets.element_size()
 
     def bounds(self, tier: str, number: int) -> tuple[int, int]:
         """The fewest and the most tensor bytes that a reply of the tier may hold in a round, before zstd."""
@@ -233,7 +235,7 @@ def _dry_size(ready: Prepared, device: Device, state: Any) -> Size:
     """The whole work where it is affordable, else two small batches."""
     whole, method = _whole(ready, device), ready.federation.method
     net = deployed(method, None if method.traits.personal else state, None, device)
-    sample = training_flops(net, ready.shares.test.shape)
+    sample = training_flops(net, ready.shares.inputs)
     if sample * whole.samples * whole.epochs <= AFFORDABLE_FLOPS:
         return whole
     batch = min(whole.batch, max(LEAST_BATCH, int(AFFORDABLE_FLOPS / STEPS / sample)))

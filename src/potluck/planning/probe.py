@@ -10,15 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
+from potluck.core.types import Inputs
 from potluck.engines.local.inprocess import torch_threads
 from potluck.engines.process_memory import rss_bytes
-from potluck.nets import zoo
+from potluck.nets import NETS, zoo
 from potluck.planning.probe_link import Link
-from potluck.training.fit import cross_entropy
 from potluck.training.flops import training_flops
 
-SHAPE, CLASSES, BATCH = (3, 32, 32), 10, 32
+CLASSES, BATCH = 10, 32
+EXAMPLES = {
+    "images": Inputs((3, 32, 32)),
+    "rows": Inputs((64,)),
+    "series": Inputs((64, 32)),
+    "tokens": Inputs((64,), 1000),
+}
+"""What a net is timed on: the first kind that it takes."""
 MEASURE_S = 3.0
 LEAST_STEPS = 5
 
@@ -34,22 +42,27 @@ class Speed:
 
 
 def speed(model: str = "resnet20", threads: int = 1, seconds: float = MEASURE_S) -> Speed:
-    """Times training steps (forward, backward, SGD) on random images, for ``seconds`` after a warm-up.
+    """Times training steps (forward, backward, SGD) on made-up samples, for ``seconds`` after a warm-up.
 
     FLOPs are counted as the simulated clock counts them, so that ``gflops`` gives this device's seconds there. The
     median step is taken.
     """
     with torch_threads(threads):
-        net = zoo.make(model, SHAPE, CLASSES, "group").train()
+        known = NETS[model]
+        inputs = EXAMPLES[known.inputs[0]]
+        outputs = inputs.vocabulary if known.per_step else CLASSES
+        net = zoo.make(model, inputs, outputs, "group").train()
         optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         rng = torch.Generator().manual_seed(0)
-        x, y = torch.randn((BATCH, *SHAPE), generator=rng), torch.randint(0, CLASSES, (BATCH,), generator=rng)
-        flops = training_flops(net, SHAPE) * BATCH
+        x = inputs.example(BATCH)
+        steps = inputs.shape if known.per_step else ()
+        y = torch.randint(0, outputs, (BATCH, *steps), generator=rng)
+        flops = training_flops(net, inputs) * BATCH
 
         def step() -> float:
             start = time.perf_counter()
             optimiser.zero_grad(set_to_none=True)
-            cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(net(x).flatten(0, -2), y.flatten()).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             return time.perf_counter() - start
 

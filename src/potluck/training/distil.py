@@ -13,15 +13,15 @@ BATCH = 250
 
 
 @torch.no_grad()
-def logits(net: nn.Module, shard: Shard, device: str) -> Tensor:
-    """The net's logits in evaluation mode, (samples, classes) float32, on the CPU."""
+def outputs(net: nn.Module, shard: Shard, device: str) -> Tensor:
+    """What the net says in evaluation mode, (samples, outputs) float32, on the CPU."""
     net.eval()
     parts = [net(shard.take(rows).x.to(device)).float().cpu() for rows in torch.split(torch.arange(len(shard)), BATCH)]
-    return torch.cat(parts) if parts else torch.zeros(0, shard.classes)
+    return torch.cat(parts) if parts else torch.zeros(0, shard.facts.outputs)
 
 
 def numbered(shard: Shard) -> Shard:
-    """The same samples with their places 0, 1, ... as labels: what is known of each sample is found by them."""
-    places = torch.zeros(len(shard.images), dtype=torch.int64)
+    """The same samples with their places 0, 1, ... as targets: what is known of each sample is found by them."""
+    places = torch.zeros(len(shard.samples), dtype=torch.int64)
     places[shard.index] = torch.arange(len(shard))
-    return replace(shard, labels=places)
+    return replace(shard, targets=places)

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
@@ -20,6 +19,7 @@ from potluck.core import meter
 from potluck.core.contexts import DeviceContext
 from potluck.core.errors import TrainingError
 from potluck.core.types import Shard
+from potluck.tasks.task import LearningTask
 from potluck.training.augment import crop_flip
 from potluck.training.flops import training_flops
 
@@ -99,10 +99,17 @@ class Fit:
     channels_last: bool
     bf16: bool
     augment: str
-    loss: Loss
+    task: LearningTask
+    own_loss: Loss | None = None
+    """A loss of one's own, instead of the task's."""
     device: str = "cpu"
     costs: dict[tuple[str, str], float] = field(default_factory=dict, compare=False, repr=False)
     """FLOPs of training on one sample by (tier, purpose): measured once, since a tier's net does not change."""
+
+    @property
+    def loss(self) -> Loss:
+        """(outputs, targets) of a batch -> the scalar to be minimised."""
+        return self.task.loss if self.own_loss is None else self.own_loss
 
     def base(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The plain objective: the loss of the net's output."""
@@ -210,10 +217,5 @@ class Fit:
         """Adds the FLOPs of training on so many samples to the meter."""
         key = (context.device.tier, purpose)
         if key not in self.costs:
-            self.costs[key] = training_flops(net, shard.shape)
+            self.costs[key] = training_flops(net, shard.inputs)
         meter.add_flops(self.costs[key] * samples)
-
-
-def cross_entropy(logits_BC: Tensor, y_B: Tensor) -> Tensor:
-    """The default loss: mean cross-entropy of a batch."""
-    return F.cross_entropy(logits_BC, y_B)

@@ -10,27 +10,28 @@ from torch import nn
 from torch.utils import flop_counter
 
 from potluck.core import meter
+from potluck.core.types import Inputs
 from potluck.training.operations import SEES_BACKWARD, OperationWatcher
 
 SAMPLES = 2
 """Two, because a norm without running statistics refuses one sample of one pixel; the count is per sample."""
 
 
-def forward_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
-    """FLOPs of the forward pass of one sample of ``shape`` in eval mode; a multiply-add counts as two.
+def forward_flops(net: nn.Module, inputs: Inputs) -> float:
+    """FLOPs of the forward pass of one sample in eval mode; a multiply-add counts as two.
 
     Convolutions, matrix products and attention are counted; norms, activations and pools are not. The net itself is
-    untouched: a copy runs, on standard normal samples of a fixed seed.
+    untouched: a copy runs, on made-up samples of a fixed seed.
     """
-    return _counted(net, shape, train=False)
+    return _counted(net, inputs, train=False)
 
 
-def training_flops(net: nn.Module, shape: tuple[int, ...]) -> float:
+def training_flops(net: nn.Module, inputs: Inputs) -> float:
     """FLOPs of the forward and the backward pass of one sample, counted likewise.
 
     The backward pass of a net is about two forward ones; that of an equilibrium net is whatever its gradient does.
     """
-    return _counted(net, shape, train=True)
+    return _counted(net, inputs, train=True)
 
 
 class _Counter(OperationWatcher):  # type: ignore[no-untyped-call, unused-ignore]
@@ -48,11 +49,11 @@ class _Counter(OperationWatcher):  # type: ignore[no-untyped-call, unused-ignore
             self.flops += formula(*args, **kwargs, out_val=out)
 
 
-def _counted(net: nn.Module, shape: tuple[int, ...], *, train: bool) -> float:
+def _counted(net: nn.Module, inputs: Inputs, *, train: bool) -> float:
     probe = copy.deepcopy(net).eval()  # eval: running statistics stay as they are
-    x_B = torch.randn((SAMPLES, *shape), generator=torch.Generator().manual_seed(0))
+    x_B = inputs.example(SAMPLES)
     for weight in probe.parameters():
-        x_B = x_B.to(weight.device, weight.dtype)
+        x_B = x_B.to(weight.device, weight.dtype if x_B.is_floating_point() else None)
         break
     # A net that counts its own work must not add this pass to the round that is under way.
     counter: Any = _Counter() if SEES_BACKWARD else flop_counter.FlopCounterMode(display=False)  # type: ignore[no-untyped-call, unused-ignore]

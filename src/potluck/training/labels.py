@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core.types import Shard
+from potluck.tasks.task import LearningTask
 from potluck.training.fit import Loss, Objective
 
 
-def present(shard: Shard) -> list[int]:
-    """The classes of which the share has a sample, ascending."""
+def present(task: LearningTask, shard: Shard) -> list[int]:
+    """The classes of which the share has a sample, ascending; of a task without classes all outputs."""
+    if task.name != "classification":
+        return list(range(task.outputs))
     found: list[int] = torch.unique(shard.y).tolist()
     return found
 

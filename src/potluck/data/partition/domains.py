@@ -13,6 +13,7 @@ from potluck.core import seeds
 from potluck.core.errors import DataError
 from potluck.data.dataset import SPLIT_SEED, TEST_SHARE, Dataset, stratified, without
 from potluck.data.partition.rules import Domains
+from potluck.tasks.task import strata_of
 
 
 def rotated(dataset: Dataset, spec: Domains, seed: int) -> Dataset:
@@ -21,8 +22,11 @@ def rotated(dataset: Dataset, spec: Domains, seed: int) -> Dataset:
     Where the source brings no test data of its own, all its images are one pool: a constant choice of it trains, the
     rest tests. Which domain an image trains depends on ``seed``, what is tested does not.
     """
-    if len(dataset.shape) != 3:
-        raise DataError(f"partition 'domains': rotate needs images, but {dataset.name!r} holds rows: leave rotate out.")
+    if dataset.inputs.kind != "images":
+        raise DataError(
+            f"partition 'domains': rotate needs images, but {dataset.name!r} holds {dataset.inputs.kind}: leave rotate "
+            "out."
+        )
     if dataset.domain_train is not None:
         raise DataError(
             f"partition 'domains': rotate is given, but {dataset.name!r} carries domains of its own: leave rotate out."
@@ -39,7 +43,7 @@ def rotated(dataset: Dataset, spec: Domains, seed: int) -> Dataset:
         y_train=torch.cat([y[chunk] for chunk in chunks]),
         domain_train=numbers.repeat_interleave(each),
         x_test=torch.cat([rotate(x_test, angle) for angle in angles]),
-        y_test=y_test.repeat(len(angles)),
+        y_test=torch.cat([y_test] * len(angles)),
         domain_test=numbers.repeat_interleave(len(x_test)),
         owner_train=None,
     )
@@ -59,7 +63,7 @@ def _parts(dataset: Dataset, spec: Domains) -> tuple[Tensor, Tensor, Tensor, Ten
         return dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test
     x, y = torch.cat([dataset.x_train, dataset.x_test]), torch.cat([dataset.y_train, dataset.y_test])
     count = asked or max(domains, round((1 - TEST_SHARE) * there))
-    chosen = stratified(y, count, seeds.generator(SPLIT_SEED, 0, seeds.SERVER, "domains"))
+    chosen = stratified(strata_of(y, dataset.facts)[0], count, seeds.generator(SPLIT_SEED, 0, seeds.SERVER, "domains"))
     rest = without(there, chosen)
     return x[chosen], y[chosen], x[rest], y[rest]
 

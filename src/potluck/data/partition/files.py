@@ -59,17 +59,22 @@ def _pair(arrays: Mapping[str, Array], path: Path, keys: tuple[str, str], datase
     for key in keys:
         if key not in arrays:
             raise DataError(f"{path} holds no array {key!r}, only {', '.join(sorted(arrays))}: expected x and y.")
-    x, y = npz.pair(arrays, str(path), keys)
+    x, y = npz.pair_like(arrays, str(path), keys, dataset)
     if len(x) != len(y):
         raise DataError(f"{path}: {len(x)} samples but {len(y)} labels, expected one label for each sample.")
-    if tuple(x.shape[1:]) != dataset.shape or x.dtype != dataset.x_train.dtype:
+    if tuple(x.shape[1:]) != dataset.inputs.shape or x.dtype != dataset.x_train.dtype:
         raise DataError(
-            f"{path}: samples of shape {tuple(x.shape[1:])} and type {x.dtype}, expected {dataset.shape} and "
+            f"{path}: samples of shape {tuple(x.shape[1:])} and type {x.dtype}, expected {dataset.inputs.shape} and "
             f"{dataset.x_train.dtype} as in the source {dataset.name!r}: convert the file, or name another source."
         )
-    if int(y.max()) >= dataset.classes:
+    if y.dtype != dataset.y_train.dtype or y.shape[1:] != dataset.y_train.shape[1:]:
         raise DataError(
-            f"{path}: label {int(y.max())} is out of range, expected 0..{dataset.classes - 1} as in the source "
+            f"{path}: targets of shape {tuple(y.shape[1:])} and type {y.dtype}, expected "
+            f"{tuple(dataset.y_train.shape[1:])} and {dataset.y_train.dtype} as in the source {dataset.name!r}."
+        )
+    if dataset.task == "classification" and int(y.max()) >= dataset.facts.outputs:
+        raise DataError(
+            f"{path}: label {int(y.max())} is out of range, expected 0..{dataset.facts.outputs - 1} as in the source "
             f"{dataset.name!r}."
         )
     return x, y

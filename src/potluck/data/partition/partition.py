@@ -25,6 +25,7 @@ from potluck.data.partition.rules import (
     Shards,
     Size,
 )
+from potluck.tasks.task import strata_of
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -55,7 +56,9 @@ def partition(
                 f"partition {spec.kind!r}: {devices} devices for {len(rows)} training samples, so device {len(rows)} "
                 "would get none: take fewer devices, more data, or set replace = true."
             )
-        shares = _by_label(dataset.y_train, spec, devices, seed, _pool(rows, spec.replace, devices, seed))
+        shares = _by_label(
+            strata_of(dataset.y_train, dataset.facts)[0], spec, devices, seed, _pool(rows, spec.replace, devices, seed)
+        )
     for device, share in enumerate(shares):
         if not len(share):
             raise DataError(

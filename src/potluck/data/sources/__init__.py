@@ -15,9 +15,9 @@ from typing import Any
 from potluck.core.errors import DataError
 from potluck.core.plugins import OBJECT, Catalogue, loaded
 from potluck.data.dataset import Dataset
-from potluck.data.source import Source
+from potluck.data.source import Reading, Source
 
-__all__ = ["SOURCES", "Dataset", "Source", "kind_of", "load"]
+__all__ = ["SOURCES", "Dataset", "Reading", "Source", "kind_of", "load"]
 OWN = re.compile(rf"({OBJECT.pattern})(?::(.*))?", re.DOTALL)
 
 
@@ -31,7 +31,7 @@ def _source(name: str, found: Any) -> Source:
     return Source(
         form=f"{name}:WHERE" if takes else name,
         summary=line,
-        read=lambda where, column: found(where) if takes else found(),
+        read=lambda where, reading: found(where) if takes else found(),
     )
 
 
@@ -55,29 +55,34 @@ def kind_of(source: str) -> tuple[str, str]:
     return own[1], own[3] or ""
 
 
-def load(source: str, *, column: str | None = None) -> Dataset:
+def load(source: str, reading: Reading | None = None) -> Dataset:
     """The data of ``source``, such as ``digits`` or ``npz:my.npz``; a path may hold ``~`` and ``$VARIABLES``.
 
-    ``column`` names the natural ids (a user, a writer) that become ``owner_train``; an npz file's ``id_train`` is
-    taken unasked. Raises DataError for whatever is missing or damaged, MissingExtraError for an optional package.
+    ``reading.column`` names the natural ids (a user, a writer) that become ``owner_train``; an npz file's ``id_train``
+    is taken unasked. Raises DataError for whatever is missing or damaged, MissingExtraError for an optional package.
     """
+    how = reading or Reading()
     kind, where = kind_of(source)
     if kind not in list(SOURCES) and ":" not in kind:
         raise _unknown(source, kind)
     known = SOURCES[kind]
-    if column is not None and not known.columns:
+    if how.column is not None and not known.columns:
         raise DataError(
-            f"The source {source!r} has no columns, so no column {column!r} of natural ids: choose another partition, "
-            "or bring the data as npz:FILE."
+            f"The source {source!r} has no columns, so no column {how.column!r} of natural ids: choose another "
+            "partition, or bring the data as npz:FILE."
         )
     if where and not known.needs_place:
         raise DataError(f"{kind} takes no path, given {source!r}: write {known.form!r}.")
     if not where and known.needs_place:
         raise DataError(f"The source {source!r} says not where: write {known.form}.")
-    found = loaded(f"The source {source!r}", lambda: known.read(where, column), "reading it", DataError)
+    found = loaded(f"The source {source!r}", lambda: known.read(where, how), "reading it", DataError)
     if not isinstance(found, Dataset):
         raise DataError(
             f"The source {source!r} returned {type(found).__name__}: expected a potluck.data.dataset.Dataset."
+        )
+    if how.kind and found.inputs.kind != how.kind:
+        raise DataError(
+            f'data.kind = "{how.kind}": the source {source!r} holds {found.inputs}; leave kind out, or convert them.'
         )
     return found
 

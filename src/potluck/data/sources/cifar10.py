@@ -64,6 +64,6 @@ SOURCES = {
     "cifar10": Source(
         form=FORM,
         summary="CIFAR-10's official binary batches, 3x32x32",
-        read=lambda where, column: read(existing(FORM, where, folder=True)),
+        read=lambda where, reading: read(existing(FORM, where, folder=True)),
     )
 }

@@ -30,6 +30,6 @@ SOURCES = {
     "digits": Source(
         form="digits",
         summary="1,797 handwritten digits, 1x8x8, bundled with scikit-learn",
-        read=lambda where, column: digits(),
+        read=lambda where, reading: digits(),
     )
 }

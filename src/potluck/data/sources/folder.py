@@ -98,6 +98,6 @@ SOURCES = {
     "folder": Source(
         form=FORM,
         summary="a folder of images per class, in train/ and test/ or split 80/20",
-        read=lambda where, column: read(existing(FORM, where, folder=True)),
+        read=lambda where, reading: read(existing(FORM, where, folder=True)),
     )
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from potluck.core.errors import DataError, MissingExtraError
 from potluck.data import pictures
 from potluck.data.dataset import Array, Dataset, dataset, fixed_order, ids, labels, samples, split_dataset
-from potluck.data.source import Source, existing
+from potluck.data.source import Reading, Source, existing
 from potluck.data.sources import npz
 
 TRAIN, TEST = ("train",), ("test", "validation", "valid")
@@ -122,9 +122,9 @@ def _ids(part: Any, name: str, column: str) -> Tensor:
 FORM = "hf:REPO"
 
 
-def _named(where: str, column: str | None) -> Dataset:
+def _named(where: str, reading: Reading) -> Dataset:
     """A repository's name is not a path; only what looks like one is expanded."""
-    return read(str(existing(FORM, where)) if where.startswith(("~", "$", "/", ".")) else where, column)
+    return read(str(existing(FORM, where)) if where.startswith(("~", "$", "/", ".")) else where, reading.column)
 
 
 SOURCES = {

@@ -93,6 +93,6 @@ SOURCES = {
     "idx": Source(
         form=FORM,
         summary="the MNIST family: train-images-idx3-ubyte and the like, gzipped or not",
-        read=lambda where, column: read(existing(FORM, where, folder=True)),
+        read=lambda where, reading: read(existing(FORM, where, folder=True)),
     )
 }

@@ -11,19 +11,22 @@ import numpy as np
 import torch
 
 from potluck.core.errors import DataError
-from potluck.data.dataset import Array, Dataset, dataset, ids, labels, samples, split_dataset
-from potluck.data.source import Source, existing
+from potluck.data.dataset import Array, Dataset, dataset, ids, labels, samples, split_dataset, targets
+from potluck.data.source import Reading, Source, existing
 
 TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
 
 
-def read(path: Path, column: str | None = None) -> Dataset:
+def read(path: Path, reading: Reading | None = None) -> Dataset:
     """The file's data set; without x_test and y_test, a fixed fifth is held out.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W), rows (N, features). ``column``, or else ``id_train``, holds
-    natural ids; ``domain_train`` and ``domain_test`` whole numbers; ``class_names`` text.
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W), rows (N, features). ``reading.kind`` says ``series`` of
+    (N, steps, channels) or (N, steps), and ``tokens`` of (N, length), which an array ``vocabulary`` says too: a number,
+    or the names of the tokens. Targets are whole numbers or text (classes), 0 and 1 (N, labels), numbers (N,) or
+    (N, targets), or tokens (N, length). ``reading.column``, or else ``id_train``, holds natural ids; ``domain_train``
+    and ``domain_test`` whole numbers; ``class_names`` text.
     """
-    return from_arrays(arrays(path), f"npz:{path}", column)
+    return from_arrays(arrays(path), f"npz:{path}", reading or Reading())
 
 
 def arrays(path: Path) -> dict[str, Array]:
@@ -42,28 +45,43 @@ def arrays(path: Path) -> dict[str, Array]:
         raise DataError(f"{path} cannot be read as npz ({reason}): write it again with numpy.savez.") from error
 
 
-def from_arrays(found: Mapping[str, Array], name: str, column: str | None) -> Dataset:
+def from_arrays(found: Mapping[str, Array], name: str, reading: Reading) -> Dataset:
     """The data set of these arrays, checked; ``name`` begins the error messages."""
     found = canonical(found)
     _require(found, name, TRAIN)
     whole = not any(key in found for key in TEST)
     if not whole:
         _require(found, name, TEST)
-    x_train, y_train = pair(found, name, TRAIN)
-    class_names = _names(found)
-    classes = None if class_names is None else len(class_names)
-    domain, owner = domains(found, name, "domain_train"), _owner(found, name, column)
+    kind = "tokens" if "vocabulary" in found and not reading.kind else reading.kind
+    parts = (TRAIN,) if whole else (TRAIN, TEST)
+    x = [samples_of(found, f"{name}, {keys[0]}", keys[0], kind) for keys in parts]
+    columns = {f"{name}, {keys[1]}": found[keys[1]] for keys in parts}
+    y, names = targets(columns, task=reading.task, names=_text(found, "class_names"))
+    classes = None if names is None or y[0].ndim > 1 else len(names)
+    vocabulary, tokens = _vocabulary(found, kind, x)
+    if names is None and tokens is not None and y[0].ndim == 2 and y[0].dtype == torch.int64:
+        names = tokens
+    domain, owner = domains(found, name, "domain_train"), _owner(found, name, reading.column)
     if whole:
         return split_dataset(
-            name, x_train, y_train, classes=classes, class_names=class_names, domain=domain, owner=owner
+            name,
+            x[0],
+            y[0],
+            classes=classes,
+            class_names=names,
+            vocabulary=vocabulary,
+            domain=domain,
+            owner=owner,
         )
     return dataset(
         name,
-        x_train,
-        y_train,
-        *pair(found, name, TEST),
+        x[0],
+        y[0],
+        x[1],
+        y[1],
         classes=classes,
-        class_names=class_names,
+        class_names=names,
+        vocabulary=vocabulary,
         domain_train=domain,
         domain_test=domains(found, name, "domain_test"),
         owner_train=owner,
@@ -76,11 +94,29 @@ def canonical(found: Mapping[str, Array]) -> dict[str, Array]:
     return {short.get(key, key) if "x_train" not in found else key: value for key, value in found.items()}
 
 
-def pair(found: Mapping[str, Array], name: str, keys: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples and labels under these two names."""
-    x, y = (f"{name}, {key}" for key in keys)
-    # A file that holds a mean was written by ``write_split``, channels first: nothing is to be guessed.
-    return samples(found[keys[0]] if "mean" in found else images(found[keys[0]], x), x), labels(found[keys[1]], y)
+def samples_of(found: Mapping[str, Array], what: str, key: str, kind: str) -> torch.Tensor:
+    """The samples under this name, as ``kind`` says, or else as their shape does."""
+    x = found[key]
+    if "mean" in found:  # it was written by ``write_split``: nothing is to be guessed
+        whole = {(2, "i"): "tokens", (3, "f"): "series", (3, "u"): "series"}
+        return samples(x, what, whole.get((x.ndim, x.dtype.kind), ""))
+    if kind == "tokens":
+        return samples(x, what, kind)
+    if kind == "series":
+        wide = x[:, :, None] if x.ndim == 2 else x
+        if wide.ndim != 3:
+            raise DataError(f"{what} has shape {x.shape}, expected (N, steps, channels) or (N, steps) for series.")
+        return samples(wide, what, kind)
+    return samples(images(x, what), what)
+
+
+def pair_like(
+    found: Mapping[str, Array], name: str, keys: tuple[str, str], like: Dataset
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples and targets under these two names, read as those of ``like`` were."""
+    x = samples_of(found, f"{name}, {keys[0]}", keys[0], like.inputs.kind)
+    (y,), _ = targets({f"{name}, {keys[1]}": found[keys[1]]}, task=like.task, names=like.facts.names or None)
+    return x, y[:, None] if y.is_floating_point() and y.ndim == 1 else y
 
 
 def images(x: Array, what: str) -> Array:
@@ -116,9 +152,19 @@ def _require(found: Mapping[str, Array], name: str, keys: tuple[str, str]) -> No
             )
 
 
-def _names(found: Mapping[str, Array]) -> tuple[str, ...] | None:
-    names = found.get("class_names")
+def _text(found: Mapping[str, Array], key: str) -> tuple[str, ...] | None:
+    names = found.get(key)
     return None if names is None else tuple(str(name) for name in names.reshape(-1))
+
+
+def _vocabulary(found: Mapping[str, Array], kind: str, x: list[torch.Tensor]) -> tuple[int, tuple[str, ...] | None]:
+    """How many tokens there are, 0 where there are none, and their names."""
+    if kind != "tokens":
+        return 0, None
+    said = found.get("vocabulary")
+    if said is not None and said.dtype.kind == "U":
+        return said.size, _text(found, "vocabulary")
+    return (1 + max(int(part.max()) for part in x) if said is None else int(said.reshape(-1)[0])), None
 
 
 def _owner(found: Mapping[str, Array], name: str, column: str | None) -> torch.Tensor | None:
@@ -140,7 +186,7 @@ SOURCES = {
     "npz": Source(
         form=FORM,
         summary="your own arrays: x_train, y_train, x_test, y_test; optionally ids and domains",
-        read=lambda where, column: read(existing(FORM, where, folder=False), column),
+        read=lambda where, reading: read(existing(FORM, where, folder=False), reading),
         columns=True,
     )
 }

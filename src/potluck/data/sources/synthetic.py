@@ -59,6 +59,6 @@ SOURCES = {
     "synthetic": Source(
         form="synthetic:N,C,H,W",
         summary="N generated, learnable training images of ten classes",
-        read=lambda where, column: synthetic(where),
+        read=lambda where, reading: synthetic(where),
     )
 }

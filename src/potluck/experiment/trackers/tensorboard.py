@@ -10,7 +10,7 @@ from typing import Any
 from potluck.core.errors import MissingExtraError
 from potluck.experiment.config import Experiment
 
-TRACKED = ("accuracy", "bytes", "seconds", "simulated_seconds", "wall_seconds", "notes", "parts")
+TRACKED = ("accuracy", "metric", "metrics", "bytes", "seconds", "simulated_seconds", "wall_seconds", "notes", "parts")
 
 
 @contextmanager

@@ -39,12 +39,13 @@ from potluck.core.errors import ConfigError
 from potluck.core.options import NetChoice, Setup
 from potluck.core.spec import Exactly, Spec
 from potluck.core.types import Device, Shard
-from potluck.methods.checks import require_effect
+from potluck.methods.checks import require_effect, require_soft
 from potluck.methods.fedh2l import posteriors, projection, seed_set
 from potluck.methods.protocol import Traits
 from potluck.nets.batch_statistics import freeze_statistics
 from potluck.nets.tier_nets import TierNets
 from potluck.nets.weights import load, weights_of
+from potluck.tasks.task import Soft
 from potluck.training import distil
 from potluck.training.fit import Fit
 
@@ -98,7 +99,8 @@ class FedH2L:
     traits: ClassVar[Traits] = Traits(personal=True, peers=True)
 
     def check(self, setup: Setup) -> Sequence[str]:
-        _require_peers(self, setup, self.net.classes)
+        _require_peers(self, setup, self.net.outputs)
+        _require_task(self, setup, self._soft)
         return ()
 
     def initial_state(self, context: DeviceContext) -> LocalState:
@@ -115,11 +117,15 @@ class FedH2L:
             data = data.take(torch.randperm(len(data), generator=context.rng("step"))[: self.fit.batch_size])
         self.fit.train(net, context, data=data, epochs=1 if self.schedule == "batch" else None)
         after: LocalState = {**local_state, "weights": weights_of(net)}
-        p_SC = (distil.logits(net, self._batch(local_state, context), self.fit.device) / self.temperature).softmax(
-            dim=1
-        )
-        update: Update = {"posteriors": posteriors.encode(p_SC, self.posts), **self._terms(local_state, context)}
+        said_SC = distil.outputs(net, self._batch(local_state, context), self.fit.device)
+        sent = posteriors.encode(self.fit.task.soften(said_SC, self.temperature), self.posts, self._soft)
+        update: Update = {"posteriors": sent, **self._terms(local_state, context)}
         return after, update
+
+    @property
+    def _soft(self) -> Soft:
+        """What the task lets peers tell each other."""
+        return require_soft("fedh2l", self.fit.task)
 
     def _terms(self, local_state: LocalState, context: DeviceContext) -> Terms:
         return {
@@ -136,7 +142,7 @@ class FedH2L:
         return seeds.take(seed_set.rows_of_round(len(seeds), size, local_state["seed_digest"], context.round))
 
     def update_spec(self, local_state: LocalState, context: DeviceContext) -> Spec:
-        shape = posteriors.expected(self.posts, len(self._batch(local_state, context)), self.net.classes)
+        shape = posteriors.expected(self.posts, len(self._batch(local_state, context)), self.net.outputs, self._soft)
         return {"posteriors": shape} | {
             name: Exactly(value=value) for name, value in self._terms(local_state, context).items()
         }
@@ -152,18 +158,18 @@ class FedH2L:
             kept |= {str(peer): {"posteriors": one, "round": context.round} for peer, one in told.items()}
             told = {int(peer): node["posteriors"] for peer, node in kept.items()}
             local_state = {**local_state, "last": kept}
-        total = posteriors.total((told[peer] for peer in sorted(told)), self.posts, self.net.classes)
+        total = posteriors.total((told[peer] for peer in sorted(told)), self.posts, self.net.outputs)
         return self._learn(local_state, total, len(told), context)
 
     def combine(self, updates: Iterable[Update]) -> dict[str, Any] | None:
         if self.posts not in posteriors.POOLED or self.stale_rounds:
             return None
-        return posteriors.pooled([update["posteriors"] for update in updates], self.posts, self.net.classes)
+        return posteriors.pooled([update["posteriors"] for update in updates], self.posts, self.net.outputs)
 
     def receive_combined(
         self, local_state: LocalState, pool: Mapping[str, Any], mine: Update, context: DeviceContext
     ) -> LocalState:
-        others = posteriors.without(pool, mine["posteriors"], self.posts, self.net.classes)
+        others = posteriors.without(pool, mine["posteriors"], self.posts, self.net.outputs)
         return self._learn(local_state, others, pool["count"] - 1, context)
 
     def _learn(
@@ -180,7 +186,8 @@ class FedH2L:
         )
         y_S, p_SC = batch.y.to(self.fit.device), None
         if total_SC is not None and taught:
-            p_SC = posteriors.mean(total_SC).to(self.fit.device)
+            p_SC = posteriors.mean(total_SC, self._soft, self.posts, peers).to(self.fit.device)
+        posterior = self._soft.distribution
         divergences: list[Tensor] = []
 
         def mutual(net: nn.Module, x: Tensor, place: Tensor) -> Tensor:
@@ -188,9 +195,10 @@ class FedH2L:
             z_BC = net(x)
             terms = [self.fit.loss(z_BC, y_S[place])] if self.seed_ce else []
             if p_SC is not None:
-                p_BC, logq_BC = p_SC[place], (z_BC.float() / self.temperature).log_softmax(dim=1)
-                cross = -(p_BC * logq_BC).sum(dim=1).mean()
-                divergences.append((cross + torch.special.xlogy(p_BC, p_BC).sum(dim=1).mean()).detach())
+                p_BC = p_SC[place]
+                cross = self.fit.task.agree(z_BC, p_BC, self.temperature)
+                least = torch.special.xlogy(p_BC, p_BC).sum(dim=1).mean() if posterior else 0.0
+                divergences.append((cross + least).detach())
                 terms.append(self.weight * self.temperature**2 * cross)
             return sum(terms[1:], terms[0])
 
@@ -208,7 +216,7 @@ class FedH2L:
         )
         guard.note()
         if divergences:
-            meter.note("kl", float(torch.stack(divergences).mean()))
+            meter.note("kl" if posterior else "disagreement", float(torch.stack(divergences).mean()))
         return {**local_state, "weights": weights_of(net)}
 
     def model(self, local_state: LocalState | None, device: Device) -> nn.Module:
@@ -248,6 +256,16 @@ def _require_peers(method: Any, setup: Setup, classes: int) -> None:
             )
         if direction == "down" and "float16" in codecs and method.posts == "float32":
             raise ConfigError("wire.down holds float16: a relay would change what peers said; put it into wire.up")
+
+
+def _require_task(method: Any, setup: Setup, soft: Soft) -> None:
+    """Raises ConfigError for options that have no meaning for what the task softens to."""
+    if method.posts == "onehot" and not soft.distribution:
+        raise ConfigError(
+            f'method.posts = "onehot": a task "{method.fit.task.name}" has no one class: choose "fixed16"'
+        )
+    if "temperature" in setup.given and not soft.tempered:
+        raise ConfigError(f'method.temperature has no effect on the task "{method.fit.task.name}"; remove it')
 
 
 def _require_exchange(method: Any, setup: Setup) -> None:

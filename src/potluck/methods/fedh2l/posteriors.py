@@ -7,7 +7,8 @@
 | float32 | p | 4 | 0 |
 | onehot | argmax p, uint8 (uint16 beyond 256 classes) | 1/C or 2/C | |
 
-Rounded rows need not add up to the scale, so a mean is always a sum over its row's sum.
+Rounded rows need not add up to the scale, so a mean is always a sum over its row's sum. What other tasks soften to is
+sent likewise, p being its share of the way from the least value to the greatest (``Soft``); its rows have no sum.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potluck.core.spec import Array
+from potluck.tasks.task import Soft
 
 Form = Literal["fixed16", "fixed8", "float32", "onehot"]
 SCALE = {"fixed16": 65535, "fixed8": 255, "float32": 1, "onehot": 1}
@@ -27,22 +29,27 @@ MOST_CLASSES = {"fixed16": 65535, "fixed8": 255, "float32": 65535, "onehot": 655
 """With more, the rounded row of a uniform posterior could be all zero."""
 DTYPE = {"fixed16": torch.uint16, "fixed8": torch.uint8, "float32": torch.float32}
 ROW_TOLERANCE = 1e-3
+POSTERIORS = Soft(low=0.0, high=1.0, distribution=True)
 
 
-def encode(p_SC: Tensor, form: Form) -> Tensor:
-    """What is sent: (S, C), or (S,) of ``onehot``."""
+def encode(p_SC: Tensor, form: Form, soft: Soft = POSTERIORS) -> Tensor:
+    """What is sent of values in [soft.low, soft.high]: (S, C), or (S,) of ``onehot``."""
     if form == "float32":
         return p_SC.float()
     if form == "onehot":
         return p_SC.argmax(dim=1).to(torch.uint8 if p_SC.shape[1] <= 256 else torch.uint16)
-    return (p_SC.double() * SCALE[form]).round().to(torch.int32).to(DTYPE[form])
+    unit_SC = (p_SC.double() - soft.low) / (soft.high - soft.low)
+    return (unit_SC * SCALE[form]).round().to(torch.int32).to(DTYPE[form])
 
 
-def expected(form: Form, samples: int, classes: int) -> Array:
-    """What an update must look like: shape, values, and rows that add up to one but for the rounding."""
+def expected(form: Form, samples: int, classes: int, soft: Soft = POSTERIORS) -> Array:
+    """What an update must look like: shape, values, and rows of posteriors that add up to one but for the rounding."""
     if form == "onehot":
         dtype = torch.uint8 if classes <= 256 else torch.uint16
         return Array(dtype=dtype, shape=(samples,), low=0, high=classes - 1)
+    if not soft.distribution:
+        low, high = (soft.low, soft.high) if form == "float32" else (0, SCALE[form])
+        return Array(dtype=DTYPE[form], shape=(samples, classes), low=low, high=high)
     rounding = 0.0 if form == "float32" else classes / 2
     slack = ROW_TOLERANCE * SCALE[form] + rounding
     return Array(
@@ -60,10 +67,14 @@ def total(updates: Iterable[Tensor], form: Form, classes: int) -> Tensor | None:
     return found
 
 
-def mean(total_SC: Tensor) -> Tensor:
-    """The mean posterior, float32, of a sum of updates: its rows add up to one."""
+def mean(total_SC: Tensor, soft: Soft = POSTERIORS, form: Form = "fixed16", count: int = 1) -> Tensor:
+    """The mean, float32, of a sum of ``count`` updates; the rows of posteriors add up to one."""
     wide = total_SC.to(torch.float64)
-    return (wide / wide.sum(dim=1, keepdim=True)).to(torch.float32)
+    if soft.distribution:
+        return (wide / wide.sum(dim=1, keepdim=True)).to(torch.float32)
+    if form == "float32":
+        return (wide / count).to(torch.float32)
+    return (soft.low + wide / (count * SCALE[form]) * (soft.high - soft.low)).to(torch.float32)
 
 
 POOLED = ("fixed16", "fixed8")

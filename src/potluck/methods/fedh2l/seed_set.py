@@ -18,16 +18,16 @@ PUBLIC = -1
 
 
 def manifest(shared: Shard) -> list[dict[str, Any]]:
-    """A row per sample: contributor, place in the set, label, SHA-256 of its bytes as the source has them."""
-    images, labels = shared.images[shared.index], shared.y.tolist()
+    """A row per sample: contributor, place in the set, target, SHA-256 of its bytes as the source has them."""
+    samples, targets = shared.samples[shared.index], shared.y.tolist()
     return [
         {
             "contributor": PUBLIC,
             "index": place,
-            "label": label,
-            "sha256": hashlib.sha256(tree.view_bytes(image)).hexdigest(),
+            "label": target,
+            "sha256": hashlib.sha256(tree.view_bytes(sample)).hexdigest(),
         }
-        for place, (image, label) in enumerate(zip(images, labels, strict=True))
+        for place, (sample, target) in enumerate(zip(samples, targets, strict=True))
     ]
 
 
