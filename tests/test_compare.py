@@ -133,7 +133,7 @@ def test_what_it_takes_to_reach_a_target(potluck: Potluck, file: str, tmp_path: 
     assert code == 0
     assert "bytes to 0.99" in out
     found = runs.read(tmp_path / "all/fedavg-0")
-    means = [line.accuracy.mean for line in found.rounds if line.accuracy]
+    means = [line.scores.mean for line in found.rounds if line.scores]
     second = sorted(means)[1]
     there = target.reached(found, second)
     assert there is not None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core import seeds
+from potluck.core.types import Inputs
 from potluck.lowrank.factorise import compact, low_rank_layers
 from potluck.lowrank.layers import candidates, factorisable, ranks_by_factor
 from potluck.lowrank.matrix import from_matrix, to_matrix
@@ -41,7 +42,7 @@ def best_of(repeats: int, call: Callable[[], Any]) -> float:
 
 def measure_svd(repeats: int) -> None:
     """Prints one line per distinct shape, and the sum over all layers."""
-    net = make("resnet18", (3, 32, 32), 10, "group")
+    net = make("resnet18", Inputs((3, 32, 32)), 10, "group")
     ranks = ranks_by_factor(factorisable(net), FACTOR)
     print(f"resnet18, rank factor {FACTOR}: {len(ranks)} layers, milliseconds and excess error\n")
     heads = ("linalg.svd", "chosen", "exact", "ratio", "excess")
@@ -76,7 +77,7 @@ def excess_error(m_MN: Tensor, rank: int) -> float:
 
 def measure_inference(repeats: int) -> None:
     """Prints milliseconds of the full and the compact ``cnn``, calls interleaved, for two batch sizes."""
-    net = make("cnn", (1, 28, 28), 10, "group").eval()
+    net = make("cnn", Inputs((1, 28, 28)), 10, "group").eval()
     for layer in candidates(net).values():
         decay(layer)
     small = compact(net, 0.9).eval()

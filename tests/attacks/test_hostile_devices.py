@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def no_change(response: Response) -> Response:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("right", 1e300), ("right", -1.0), ("total", -5), ("total", 2**60), ("domain_right", float("nan"))],
+    [("right", 2**60), ("right", -1), ("total", -5), ("total", 2**62 + 1), ("said", -1), ("nll", float("nan"))],
 )
 def test_a_false_evaluation_is_named_and_left_out(
     small: MakeExperiment, tmp_path: Path, name: str, value: float
@@ -64,8 +65,8 @@ def test_a_false_evaluation_is_named_and_left_out(
 
     def change(response: Response) -> Response:
         def lie(tree: dict[str, Any], facts: dict[str, Any]) -> None:
-            kind = torch.int64 if "total" in name else torch.float64
-            tree[name] = torch.full((max(1, len(tree[name])),), value, dtype=torch.float64).to(kind)
+            kind = torch.float64 if math.isnan(value) else torch.int64
+            tree["all"][name] = torch.full(tree["all"][name].shape, value, dtype=kind)
 
         hostile = response.request.verb == "evaluate" and response.request.device.id == 1
         return rewritten(response, lie) if hostile else response

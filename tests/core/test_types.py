@@ -9,7 +9,7 @@ import torch
 
 from potluck.core import seeds
 from potluck.core.contexts import DeviceContext, ServerContext
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Shard, TargetFacts
 
 DEVICE = Device(
     id=3, tier="phone", memory_bytes=1, flops_per_s=1.0, uplink_bytes_per_s=1.0, downlink_bytes_per_s=1.0, latency_s=0.0
@@ -18,12 +18,12 @@ DEVICE = Device(
 
 def shard(images: torch.Tensor, domains: torch.Tensor | None = None) -> Shard:
     return Shard(
-        images=images,
-        labels=torch.arange(len(images)) % 3,
+        samples=images,
+        targets=torch.arange(len(images)) % 3,
         index=torch.tensor([4, 1, 2]),
         mean=torch.tensor([0.5, 0.25]).reshape(2, 1, 1),
         deviation=torch.tensor([2.0, 0.5]).reshape(2, 1, 1),
-        classes=3,
+        facts=TargetFacts(outputs=3),
         domains=domains,
     )
 
@@ -36,7 +36,7 @@ def test_samples_are_picked_scaled_and_normalised() -> None:
     assert found.x.dtype == torch.float32
     assert torch.allclose(found.x.double(), wanted, atol=1e-6)
     assert found.y.tolist() == [1, 1, 2]
-    assert (len(found), found.shape, found.d) == (3, (2, 2, 2), None)
+    assert (len(found), found.inputs.shape, found.d) == (3, (2, 2, 2), None)
 
 
 def test_floats_are_not_scaled_and_nothing_is_written_to() -> None:

@@ -103,8 +103,8 @@ def test_limit_takes_the_first_samples_before_all_else() -> None:
     assert shares.public is not None
     assert len(shares.public) == 4
     assert float(shares.test.mean) == pytest.approx(19.5)
-    assert len(shares.train[0].images) == 40
-    assert len(shared(made(100), limit=5000).train[0].images) == 100
+    assert len(shares.train[0].samples) == 40
+    assert len(shared(made(100), limit=5000).train[0].samples) == 100
 
 
 def test_shards_hold_the_same_tensors_and_are_fit_for_sharing() -> None:
@@ -113,10 +113,10 @@ def test_shards_hold_the_same_tensors_and_are_fit_for_sharing() -> None:
     assert shares.public is not None
     assert shares.held is not None
     for shard in (*shares.train, shares.public, shares.held):
-        assert shard.images is data.x_train
-        assert shard.labels is data.y_train
+        assert shard.samples is data.x_train
+        assert shard.targets is data.y_train
     for shard in (*shares.train, shares.public, shares.held, shares.test):
-        for tensor in (shard.images, shard.labels, shard.index, shard.mean, shard.deviation):
+        for tensor in (shard.samples, shard.targets, shard.index, shard.mean, shard.deviation):
             assert tensor.is_contiguous()
         assert (shard.index.dtype, shard.mean.dtype, shard.deviation.dtype) == (
             torch.int64,
@@ -193,4 +193,4 @@ def test_fashion_mnist_among_a_hundred_devices() -> None:
     data = load("idx:$POTLUCK_DATA/fashion-mnist")
     shares = shared(data, {"kind": "dirichlet", "alpha": 0.5}, devices=100, public=0.05, server_samples=500)
     assert sorted(rows(shares)) == list(range(60000))
-    assert shares.train[99].images is data.x_train
+    assert shares.train[99].samples is data.x_train

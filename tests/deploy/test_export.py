@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError, RunFolderError
+from potluck.core.types import Inputs
 from potluck.deploy import export as exporting
 from potluck.deploy.export import export
 from potluck.engines.round import initial_checkpoint
@@ -81,9 +82,9 @@ def test_what_a_tier_of_any_method_deploys_has_an_onnx_form(small: MakeExperimen
     written: set[tuple[object, ...]] = set()
     for name, net in deployable(small):
         shapes = tuple((key, value.shape) for key, value in net.state_dict().items())
-        graph = (repr(net), shapes, forward_flops(net, SHAPE))
+        graph = (repr(net), shapes, forward_flops(net, Inputs(SHAPE)))
         if graph not in written:
-            difference = exporting.WRITERS[".onnx"](net, SHAPE, tmp_path / f"{name}.onnx")
+            difference = exporting.WRITERS[".onnx"](net, Inputs(SHAPE), tmp_path / f"{name}.onnx")
             assert difference <= exporting.TOLERANCE, name
             written.add(graph)
     assert len(written) >= 7, "plain, a width, a rank, two depths of each implicit net"
@@ -99,14 +100,14 @@ def deployable(small: MakeExperiment) -> Iterator[tuple[str, nn.Module]]:
             yield f"{method}-{device.tier}", net
     torch.manual_seed(0)
     for name in ("odenet-cifar-like", "deq-xs-like"):
-        yield name, make_at_depth(name, SHAPE, 10, "group", 3).eval()
+        yield name, make_at_depth(name, Inputs(SHAPE), 10, "group", 3).eval()
 
 
 def test_anderson_can_be_traced(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = make("deq-xs-like", SHAPE, 10, "group").eval()
+    net = make("deq-xs-like", Inputs(SHAPE), 10, "group").eval()
     set_depth(net, 4, solver=Anderson(), gradient=IFT())
-    assert exporting.WRITERS[".pt2"](net, SHAPE, tmp_path / "net.pt2") < 1e-5
+    assert exporting.WRITERS[".pt2"](net, Inputs(SHAPE), tmp_path / "net.pt2") < 1e-5
 
 
 def test_a_missing_package_is_named_with_the_command(ran: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +139,4 @@ def test_a_net_that_branches_on_values_is_refused(tmp_path: Path) -> None:
             return x_BCHW.flatten(1) if float(x_BCHW.sum()) > 0 else -x_BCHW.flatten(1)
 
     with pytest.raises(ModelError, match="Branches cannot be traced"):
-        exporting.WRITERS[".pt2"](Branches(), SHAPE, tmp_path / "net.pt2")
+        exporting.WRITERS[".pt2"](Branches(), Inputs(SHAPE), tmp_path / "net.pt2")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError
-from potluck.core.types import Shard
+from potluck.core.types import Shard, TargetFacts
 from potluck.data.partition.rules import Domains, Files, Iid
 from potluck.data.shares import Shares, share_out
 from potluck.data.sources import load
@@ -35,7 +35,9 @@ def shares(source: str = "synthetic:60,3,9,8", spec: Any = None) -> Shares:
 def same(one: Shard, two: Shard) -> bool:
     """Whether a net would see the same, bit for bit."""
     domains = (one.d is None) == (two.d is None) and (one.d is None or two.d is None or torch.equal(one.d, two.d))
-    return domains and torch.equal(one.x, two.x) and torch.equal(one.y, two.y) and one.classes == two.classes
+    return (
+        domains and torch.equal(one.x, two.x) and torch.equal(one.y, two.y) and one.facts.outputs == two.facts.outputs
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_the_files_of_a_split_serve_as_a_partition(tmp_path: Path) -> None:
         load("synthetic:60,3,9,8"), spec, devices=3, seed=0, public=0, server_samples=0, normalise=False, limit=0
     )
     for one, two in zip(made.train, again.train, strict=True):
-        assert torch.equal(one.images[one.index], two.images[two.index])
+        assert torch.equal(one.samples[one.index], two.samples[two.index])
 
 
 def test_the_devices_own_tests_are_written_too(tmp_path: Path) -> None:
@@ -93,18 +95,18 @@ def test_the_devices_own_tests_are_written_too(tmp_path: Path) -> None:
 
 def test_the_digest_tells_any_change() -> None:
     shard = shares().train[0]
-    x = shard.images.clone()
+    x = shard.samples.clone()
     x[shard.index[3], 0, 0, 0] ^= 1
-    y = shard.labels.clone()
+    y = shard.targets.clone()
     y[shard.index[3]] = (y[shard.index[3]] + 1) % 10
     others = [
-        replace(shard, images=x),
-        replace(shard, labels=y),
+        replace(shard, samples=x),
+        replace(shard, targets=y),
         replace(shard, index=shard.index.flip(0)),
         replace(shard, mean=shard.mean + 1),
         replace(shard, deviation=shard.deviation + 1),
-        replace(shard, classes=11),
-        replace(shard, domains=torch.zeros_like(shard.labels)),
+        replace(shard, facts=TargetFacts(outputs=11)),
+        replace(shard, domains=torch.zeros_like(shard.targets)),
     ]
     assert len({content_digest(other) for other in (shard, *others)}) == 8
     assert content_digest(shard.take(torch.arange(len(shard)))) == content_digest(shard)
@@ -131,7 +133,7 @@ def test_a_file_of_ones_own_takes_its_normalisation_from_another(tmp_path: Path)
     np.savez(tmp_path / "own.npz", **arrays)
     train = read_shard(tmp_path / "own.npz", like=like)
     test = read_shard(tmp_path / "own.npz", part="test", like=like)
-    assert (train.shape, len(train), len(test), train.classes) == ((3, 9, 8), 6, 2, 10)
+    assert (train.inputs.shape, len(train), len(test), train.facts.outputs) == ((3, 9, 8), 6, 2, 10)
     assert torch.equal(test.mean, like.mean)
     with pytest.raises(DataError, match="says nothing of mean, deviation and classes"):
         read_shard(tmp_path / "own.npz")

@@ -8,32 +8,34 @@ from pathlib import Path
 import pytest
 import torch
 
+from potluck.core.types import TargetFacts
 from potluck.experiment import run, summary
 from potluck.experiment.config import Experiment
+from potluck.experiment.measure import Measure
+from potluck.tasks.classification import Classification
 
 MakeExperiment = Callable[..., Experiment]
 
 
-def score(
-    right: list[float], total: list[int], domain_right: list[float], domain_total: list[int]
-) -> dict[str, torch.Tensor]:
-    return {
-        "right": torch.tensor(right, dtype=torch.float64),
-        "total": torch.tensor(total),
-        "domain_right": torch.tensor(domain_right, dtype=torch.float64),
-        "domain_total": torch.tensor(domain_total),
-    }
+MEASURE = Measure(name="accuracy", better="higher", task=Classification(facts=TargetFacts(outputs=3)))
+
+
+def totals(right: list[int], total: list[int]) -> dict[str, torch.Tensor]:
+    nothing = {"said": torch.zeros(3, dtype=torch.int64), "nll": torch.zeros(1, dtype=torch.int64)}
+    return {"right": torch.tensor(right), "total": torch.tensor(total), **nothing}
 
 
 def test_with_domains_each_counts_the_same() -> None:
-    found = score([4.0], [30], [1.0, 3.0, 0.0], [10, 4, 0])
-    ad, al = summary.ad_and_al(found, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    parts = zip(([1, 0, 0], [3, 0, 0], [0, 0, 0]), ([10, 0, 0], [4, 0, 0], [0, 0, 0]), strict=True)
+    domains = {str(at): totals(*part) for at, part in enumerate(parts)}
+    found = {"all": totals([4, 0, 0], [30, 0, 0]), "domains": domains}
+    ad, al = summary.ad_and_al(found, MEASURE, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
     assert (ad, al) == (pytest.approx((0.1 + 0.75) / 2), pytest.approx(0.75))
 
 
 def test_without_domains_recalls_are_weighted_by_label_shares() -> None:
-    found = score([1.0, 3.0, 0.0], [10, 4, 0], [], [])
-    ad, al = summary.ad_and_al(found, torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
+    found = {"all": totals([1, 3, 0], [10, 4, 0]), "domains": {}}
+    ad, al = summary.ad_and_al(found, MEASURE, torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
     assert ad == pytest.approx(4 / 14)
     assert al == pytest.approx((0.5 * 0.1 + 0.25 * 0.75) / 0.75)
 

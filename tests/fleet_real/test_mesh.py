@@ -47,10 +47,10 @@ def test_a_mesh_equals_one_process(make_world: MakeWorld, order: tuple[int, ...]
     (together,) = peers.whole([runs.read(world.out(peer)) for peer in range(PEERS)])
     one = runs.read(world.folder / "native")
     assert together.finished
-    assert together.accuracy
-    assert one.accuracy
-    assert together.accuracy.ad == pytest.approx(one.accuracy.ad)
-    assert together.accuracy.al == pytest.approx(one.accuracy.al)
+    assert together.scores
+    assert one.scores
+    assert together.scores.ad == pytest.approx(one.scores.ad)
+    assert together.scores.al == pytest.approx(one.scores.al)
     for peer in range(PEERS):
         ups = [row for row in world.lines(peer) if row["direction"] == "up" and row["verb"] != "evaluate"]
         assert together.ledger.traffic[peer].up == sum(row["encoded_bytes"] for row in ups)

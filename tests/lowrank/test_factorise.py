@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError, TrainingError
+from potluck.core.types import Inputs
 from potluck.lowrank.factorise import (
     LowRankConv2d,
     LowRankLinear,
@@ -138,7 +139,7 @@ def test_at_break_even_exactly_the_full_tensor_wins() -> None:
     ],
 )
 def test_parameter_counts_of_fedhm(name: str, classes: int, factor: float, parameters: int) -> None:
-    net = make(name, COLOUR, classes, "group")
+    net = make(name, Inputs(COLOUR), classes, "group")
     small = low_rank(net, ranks_by_factor(factorisable(net), factor))
     assert count_parameters(small) == parameters
     assert tree.nbytes({"weights": {k.replace(".", "-"): v for k, v in small.state_dict().items()}}) == 4 * parameters
@@ -153,7 +154,7 @@ def test_ranks_are_at_least_one_round_half_to_even_and_must_pay() -> None:
 
 
 def kept(name: str, shape: tuple[int, ...]) -> list[str]:
-    net = make(name, shape, 10, "group")
+    net = make(name, Inputs(shape), 10, "group")
     low = factorisable(net)
     return [n for n, one in net.named_modules() if isinstance(one, nn.Linear | nn.Conv2d) and n not in low]
 
@@ -189,7 +190,7 @@ def test_the_only_block_of_a_net_may_be_factorised() -> None:
 
 
 def test_keep_full_replaces_the_rule() -> None:
-    net = make("resnet8", COLOUR, 10, "group")
+    net = make("resnet8", Inputs(COLOUR), 10, "group")
     low = factorisable(net, keep_full=["stages.stage1", "classifier"])
     assert [*low][:2] == ["stem", "stages.stage2.0.conv1"]
     assert len(low) == 5
@@ -202,7 +203,7 @@ def test_a_net_without_a_factorisable_layer_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"Sequential has no layer to factorise \(its layers: 0, 2"):
         factorisable(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     with pytest.raises(ModelError, match="DeqNet has no layer to factorise"):
-        factorisable(make("deq-xs-like", (3, 8, 8), 10, "group"))
+        factorisable(make("deq-xs-like", Inputs((3, 8, 8)), 10, "group"))
 
 
 def test_grouped_convolutions_stay_full() -> None:
@@ -219,7 +220,7 @@ def test_shared_and_special_layers_stay_full() -> None:
 
 
 def test_factorise_leaves_the_net_alone_and_recover_undoes_it() -> None:
-    net = make("resnet8", (1, 8, 8), 10, "group")
+    net = make("resnet8", Inputs((1, 8, 8)), 10, "group")
     before = copy.deepcopy(net.state_dict())
     full = dict.fromkeys(factorisable(net), 10_000)
     low = factorise(net, full)
@@ -233,7 +234,7 @@ def test_factorise_leaves_the_net_alone_and_recover_undoes_it() -> None:
 
 
 def test_factors_travel_by_state_dict() -> None:
-    net = make("cnn", (1, 28, 28), 10, "group")
+    net = make("cnn", Inputs((1, 28, 28)), 10, "group")
     ranks = ranks_by_factor(factorisable(net), 8)
     low, waiting = factorise(net, ranks), low_rank(net, ranks)
     assert all(not bool(factor.any()) for factor in factors_of(waiting))
@@ -243,7 +244,7 @@ def test_factors_travel_by_state_dict() -> None:
 
 
 def test_factorise_is_pure_and_takes_the_leading_part() -> None:
-    net = make("mlp", (60,), 10, "group")
+    net = make("mlp", Inputs((60,)), 10, "group")
     first, again = factorise(net, {"dense2": 6}), factorise(net, {"dense2": 6})
     assert tree.equal(first.state_dict(), again.state_dict())
     weight = net.get_submodule("dense2").weight.detach()
@@ -252,7 +253,7 @@ def test_factorise_is_pure_and_takes_the_leading_part() -> None:
 
 
 def test_weights_that_are_not_finite_are_refused_by_layer() -> None:
-    net = make("mlp", (60,), 10, "group")
+    net = make("mlp", Inputs((60,)), 10, "group")
     net.get_submodule("dense2").weight.data[0, 0] = torch.nan
     with pytest.raises(TrainingError, match='layer "dense2"'):
         factorise(net, {"dense2": 6})
@@ -260,7 +261,7 @@ def test_weights_that_are_not_finite_are_refused_by_layer() -> None:
 
 @pytest.mark.parametrize("flatten", FLATTEN)
 def test_frobenius_gradient_equals_autograd(flatten: Flatten) -> None:
-    net = make("resnet8", (1, 8, 8), 10, "group").double()
+    net = make("resnet8", Inputs((1, 8, 8)), 10, "group").double()
     low = factorise(net, dict.fromkeys(factorisable(net), 5), flatten)
     products = [(layer.u @ layer.v).square().sum() for layer in low_rank_layers(low).values()]
     wanted = torch.autograd.grad(0.5 * 0.3 * torch.stack(products).sum(), factors_of(low))
@@ -275,13 +276,13 @@ def test_frobenius_gradient_equals_autograd(flatten: Flatten) -> None:
 
 
 def test_no_decay_adds_exactly_nothing() -> None:
-    low = factorise(make("mlp", (60,), 10, "group"), {"dense2": 4})
+    low = factorise(make("mlp", Inputs((60,)), 10, "group"), {"dense2": 4})
     add_frobenius_gradient(low, 0.0)
     assert all(factor.grad is None for factor in factors_of(low))
 
 
 def test_products_do_not_depend_on_scale_or_rotation_of_the_factors() -> None:
-    net = make("resnet8", (1, 8, 8), 10, "group")
+    net = make("resnet8", Inputs((1, 8, 8)), 10, "group")
     low = factorise(net, dict.fromkeys(factorisable(net), 5))
     moved = copy.deepcopy(low)
     rotation_RR, _ = torch.linalg.qr(torch.randn(5, 5))
@@ -304,7 +305,7 @@ def low_rank_weights(net: nn.Module, rank: int, flatten: Flatten) -> None:
 @pytest.mark.parametrize("flatten", FLATTEN)
 @pytest.mark.parametrize("name", ["resnet8", "cnn"])
 def test_the_compact_net_computes_the_same(name: str, flatten: Flatten) -> None:
-    net = make(name, (2, 12, 12), 10, "group")
+    net = make(name, Inputs((2, 12, 12)), 10, "group")
     low_rank_weights(net, 3, flatten)
     small = compact(net, 1 - 1e-9, flatten=flatten)
     ranks = {layer.v.shape[0] for layer in low_rank_layers(small).values()}
@@ -319,14 +320,14 @@ def test_the_compact_net_computes_the_same(name: str, flatten: Flatten) -> None:
 
 
 def test_compact_leaves_a_layer_full_where_that_is_cheaper() -> None:
-    net = make("lenet", (1, 28, 28), 10, "group")
+    net = make("lenet", Inputs((1, 28, 28)), 10, "group")
     assert low_rank_layers(compact(net, 0.9999)) == {}
     assert "dense1" in low_rank_layers(compact(net, 0.3))
     assert count_parameters(compact(net, 0.8)) <= count_parameters(net)
 
 
 def test_energy_and_flatten_reach_the_compact_form() -> None:
-    net = make("cnn", (1, 28, 28), 10, "group")
+    net = make("cnn", Inputs((1, 28, 28)), 10, "group")
     squared, plain = compact(net, 0.3), compact(net, 0.3, "plain")
     assert low_rank_layers(squared)["dense1"].v.shape[0] < low_rank_layers(plain)["dense1"].v.shape[0]
     assert low_rank_layers(compact(net, 0.3, flatten="ok_ik"))["conv2"].v.shape[1] == 32 * 5
@@ -334,7 +335,7 @@ def test_energy_and_flatten_reach_the_compact_form() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "cnn-2m", "resnet8", "odenet-cifar-like", "odenet-34-lite-like"])
 def test_nets_of_the_zoo_run_in_low_rank_form(name: str) -> None:
-    net = make(name, (3, 16, 16), 10, "none" if name in ("mlp", "lenet", "cnn-2m") else "group")
+    net = make(name, Inputs((3, 16, 16)), 10, "none" if name in ("mlp", "lenet", "cnn-2m") else "group")
     ranks = ranks_by_factor(factorisable(net), 4)
     assert ranks
     assert factorise(net, ranks)(torch.randn(2, 3, 16, 16)).shape == (2, 10)

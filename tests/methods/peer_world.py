@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from potluck.core.contexts import DeviceContext
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Inputs, Shard, TargetFacts
 from potluck.methods.fedh2l.method import FedH2L
 from potluck.nets.tier_nets import TierNets
-from potluck.training.fit import Fit, cross_entropy
+from potluck.tasks.classification import Classification
+from potluck.training.fit import Fit
 
 CLASSES = 3
 
@@ -38,13 +39,18 @@ def fit(**changed: Any) -> Fit:
         "bf16": False,
         "augment": "none",
     }
-    return Fit(loss=cross_entropy, **{**plain, **changed})
+    return Fit(task=Classification(facts=TargetFacts(outputs=CLASSES)), **{**plain, **changed})
 
 
 def shard(images: Tensor, labels: Tensor) -> Shard:
     index = torch.arange(len(images))
     return Shard(
-        images=images, labels=labels, index=index, mean=torch.zeros(1), deviation=torch.ones(1), classes=CLASSES
+        samples=images,
+        targets=labels,
+        index=index,
+        mean=torch.zeros(1),
+        deviation=torch.ones(1),
+        facts=TargetFacts(outputs=CLASSES),
     )
 
 
@@ -58,7 +64,7 @@ def small_net() -> nn.Module:
 
 
 def nets(make: Any = small_net) -> TierNets:
-    return TierNets({"phone": make}, shape=(5,), classes=CLASSES, seed=0)
+    return TierNets({"phone": make}, inputs=Inputs((5,)), outputs=CLASSES, seed=0)
 
 
 def device_context(

@@ -15,11 +15,12 @@ from potluck.core.errors import ConfigError, WireError
 from potluck.core.mean import WeightedMean
 from potluck.core.options import Setup
 from potluck.core.spec import Spec
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Inputs, Shard, TargetFacts
 from potluck.methods.averaging import Averaging, State, Update
 from potluck.methods.fedavg import FedAvg
 from potluck.nets.tier_nets import TierNets
-from potluck.training.fit import Fit, Trained, cross_entropy
+from potluck.tasks.classification import Classification
+from potluck.training.fit import Fit, Trained
 from potluck.wire import check, frame
 
 DEVICES = [
@@ -50,7 +51,7 @@ FIT = Fit(
     channels_last=False,
     bf16=False,
     augment="none",
-    loss=cross_entropy,
+    task=Classification(facts=TargetFacts(outputs=4)),
 )
 
 
@@ -209,8 +210,8 @@ def setup(*update: str) -> Setup:
     return Setup(
         devices=DEVICES,
         tiers=["phone"],
-        shape=(3,),
-        classes=4,
+        inputs=Inputs((3,)),
+        outputs=4,
         public_samples=0,
         server_samples=0,
         up_codecs=update,
@@ -238,12 +239,12 @@ def test_the_server_alone_is_no_method() -> None:
 def test_a_device_that_trains_is_given_its_own_copy() -> None:
     data = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     share = Shard(
-        images=data,
-        labels=torch.arange(16) % 4,
+        samples=data,
+        targets=torch.arange(16) % 4,
         index=torch.arange(16),
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=4,
+        facts=TargetFacts(outputs=4),
     )
     found, before = method(), tree.map(STATE, torch.clone)
     local_state, update = found.train(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from potluck.core import seeds, tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Shard, TargetFacts
 from potluck.methods.averaging import State
 from potluck.methods.fedavg import FedAvg
 from potluck.nets.tier_nets import TierNets
 from potluck.nets.weights import weights_of
-from potluck.training.fit import Fit, Loss, cross_entropy
+from potluck.tasks.classification import Classification
+from potluck.training.fit import Fit, Loss
 
 
 def device(number: int, tier: str = "phone") -> Device:
@@ -24,7 +25,7 @@ def device(number: int, tier: str = "phone") -> Device:
     return Device(id=number, tier=tier, memory_bytes=1, **rates)
 
 
-def fit(loss: Loss = cross_entropy, **changed: Any) -> Fit:
+def fit(own_loss: Loss | None = None, **changed: Any) -> Fit:
     plain: dict[str, Any] = {
         "optimiser": "sgd",
         "lr": 0.1,
@@ -41,19 +42,19 @@ def fit(loss: Loss = cross_entropy, **changed: Any) -> Fit:
         "bf16": False,
         "augment": "none",
     }
-    return Fit(loss=loss, **{**plain, **changed})
+    return Fit(task=Classification(facts=TargetFacts(outputs=3)), own_loss=own_loss, **{**plain, **changed})
 
 
 def shares(count: int, each: int, features: int = 5, classes: int = 3) -> list[Shard]:
     """Disjoint shares of one data set."""
     rng = torch.Generator().manual_seed(1)
     whole = Shard(
-        images=torch.randn(count * each, features, generator=rng),
-        labels=torch.randint(0, classes, (count * each,), generator=rng),
+        samples=torch.randn(count * each, features, generator=rng),
+        targets=torch.randint(0, classes, (count * each,), generator=rng),
         index=torch.arange(count * each),
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=classes,
+        facts=TargetFacts(outputs=classes),
     )
     return [whole.take(torch.arange(k * each, (k + 1) * each)) for k in range(count)]
 
@@ -157,12 +158,12 @@ def numbered(counts: tuple[int, int]) -> list[Shard]:
     """Two shares whose labels are the number of the device."""
     labels = torch.tensor([0] * counts[0] + [1] * counts[1])
     whole = Shard(
-        images=torch.zeros(len(labels), 1),
-        labels=labels,
+        samples=torch.zeros(len(labels), 1),
+        targets=labels,
         index=torch.arange(len(labels)),
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=2,
+        facts=TargetFacts(outputs=2),
     )
     return [whole.take(torch.nonzero(labels == k).flatten()) for k in (0, 1)]
 

@@ -156,7 +156,7 @@ def test_calibration_is_no_worse_than_samples_where_it_is_judged(small: MakeExpe
 @pytest.mark.parametrize("kind", ["phantom", "ift"])
 def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, kind: str) -> None:
     found = ready(small, *steps(5, 5), "method.fixed_point_loss=0.0", f"method.gradient.kind={kind}")
-    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.federation.seed
+    shape, classes, seed = found.shares.inputs.shape, found.shares.facts.outputs, found.federation.seed
 
     def make() -> nn.Module:
         net = deqnet.make_deq("deq-xs-like", shape, classes)
@@ -226,9 +226,9 @@ def test_a_clipped_phantom_is_recorded(small: MakeExperiment) -> None:
 
 def broken_share(share: Shard) -> Shard:
     """The share with a first image that is not finite."""
-    images = share.images.to(torch.float32) / 255
+    images = share.samples.to(torch.float32) / 255
     images[share.index[0]] = torch.inf
-    return dataclasses.replace(share, images=images)
+    return dataclasses.replace(share, samples=images)
 
 
 def diverging(state: Any) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def test_a_state_that_is_not_finite_drops_one_reply_and_the_round_goes_on(
     assert result.notes[0]["healthy"] == 0
     update = {row.device: row.tensor_bytes for row in result.rows if row.direction == "up"}
     assert update[0] == 0 < update[1]
-    absent = Prepared(resolved=found.resolved, shares=found.shares, federation=found.federation, warnings=())
+    absent = dataclasses.replace(found, warnings=())
     state = found.federation.method.initial_state(server_context(absent))
     replies = answers(absent, found.federation.method, state)[1:]
     assert tree.equal(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from potluck.core import tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, TrainingError
-from potluck.core.types import Device
+from potluck.core.types import Device, Inputs
 from potluck.engines.contract import Request, Response
 from potluck.engines.local.inprocess import InProcess
 from potluck.engines.local_state import LocalStateStore
@@ -67,7 +67,9 @@ class Toy:
 
     def __init__(self, start_MN: Tensor, fit: Any, **options: Any) -> None:
         rows, columns = start_MN.shape
-        nets = TierNets({"one": lambda: nn.Linear(columns, rows, bias=False)}, shape=(columns,), classes=rows, seed=0)
+        nets = TierNets(
+            {"one": lambda: nn.Linear(columns, rows, bias=False)}, inputs=Inputs((columns,)), outputs=rows, seed=0
+        )
         given = {"error_feedback": False, "dense_rounds": 0, "down": "weight"}
         self.method = FedDLR(net=nets, fit=fit, **{**given, **options})
         self.state: Any = {"weights": pack({"weight": start_MN}, self._share, "squared", "o_ikk")}
@@ -347,7 +349,7 @@ def test_the_compact_model_computes_the_same(small: MakeExperiment, flatten: str
     method, one = ready.federation.method, ready.federation.fleet.devices[0]
     state = method.initial_state(desk_of(ready, 0))
     compact = method.model(state, None, one).eval()
-    whole = make("resnet8", (1, 8, 8), 10, "group").eval()
+    whole = make("resnet8", Inputs((1, 8, 8)), 10, "group").eval()
     load(whole, unpack(method.broadcast(state, one, desk_of(ready))["weights"], method._shapes("small"), flatten))
     assert len(low_rank_layers(compact)) >= 3
     x_BCHW = normal(4, 1, 8, 8)

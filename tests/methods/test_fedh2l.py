@@ -186,7 +186,7 @@ def test_what_is_noted_of_a_mutual_phase(protect: Any) -> None:
 def test_protecting_the_private_fit_costs_it_less() -> None:
     """Seeds with wrong labels: the projected step raises the private loss by less than the plain one."""
     data = rows(24)
-    wrong = shard(data.images, (data.labels + 1) % CLASSES)
+    wrong = shard(data.samples, (data.targets + 1) % CLASSES)
     losses = []
     for protect in ("private", "none"):
         found = fedh2l(fit(batch_size=24, epochs={"phone": 60}), protect=protect)  # type: ignore[arg-type]
@@ -239,16 +239,16 @@ def test_seeds_of_a_round_are_equal_everywhere_and_cover_the_set_evenly() -> Non
 
 def test_the_seed_digest_is_of_samples_labels_and_order() -> None:
     seeds = rows(5)
-    other = shard(seeds.images.clone(), seeds.labels.clone())
-    other.images[0, 0] += 1
-    relabelled = shard(seeds.images, (seeds.labels + 1) % CLASSES)
+    other = shard(seeds.samples.clone(), seeds.targets.clone())
+    other.samples[0, 0] += 1
+    relabelled = shard(seeds.samples, (seeds.targets + 1) % CLASSES)
     turned: Shard = seeds.take(torch.tensor([1, 0, 2, 3, 4]))
     assert len({seed_set.digest(found) for found in (seeds, other, relabelled, turned)}) == 4
-    assert seed_set.digest(seeds) == seed_set.digest(shard(seeds.images, seeds.labels))
+    assert seed_set.digest(seeds) == seed_set.digest(shard(seeds.samples, seeds.targets))
     assert seed_set.manifest(seeds)[3] | {"sha256": ""} == {
         "contributor": -1,
         "index": 3,
-        "label": int(seeds.labels[3]),
+        "label": int(seeds.targets[3]),
         "sha256": "",
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from potluck.core import meter, tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError, ModelError, TrainingError
-from potluck.core.types import Device
+from potluck.core.types import Device, Inputs
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
@@ -62,8 +62,8 @@ class Toy:
         tiers = [f"tier{number}" for number in range(len(factors))]
         nets = TierNets(
             dict.fromkeys(tiers, lambda: nn.Sequential(nn.Linear(columns, rows, bias=False))),
-            shape=(columns,),
-            classes=-1,
+            inputs=Inputs((columns,)),
+            outputs=-1,
             seed=0,
         )
         given = {"weighting": "uniform", "keep_full": [], "rank_factor": dict(zip(tiers, factors, strict=True))}

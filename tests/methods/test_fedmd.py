@@ -15,15 +15,17 @@ from torch import Tensor
 from potluck.core import meter, tree
 from potluck.core.contexts import DeviceContext, Reply, ServerContext
 from potluck.core.errors import ConfigError
-from potluck.core.types import Shard
+from potluck.core.types import Shard, TargetFacts
 from potluck.experiment import run
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import prepare
 from potluck.methods.fedmd import LOSSES, FedMD
 from potluck.methods.local import Local
+from potluck.tasks.classification import Classification
 
 MakeExperiment = Callable[..., Experiment]
 PUBLIC = rows(20, seed=2)
+TASK = Classification(facts=TargetFacts(outputs=CLASSES))
 
 
 def fedmd(**options: Any) -> FedMD:
@@ -65,7 +67,7 @@ def test_one_device_has_nothing_to_digest_of_its_own_scores(loss: Any) -> None:
     state, owns, _ = play(found, [rows(16)], rounds=1)
     net = nets().with_weights("phone", owns[0]["weights"])
     with torch.no_grad():
-        assert float(LOSSES[loss](net(PUBLIC.x), state["scores"], True)) < 1e-6
+        assert float(LOSSES[loss](net(PUBLIC.x), state["scores"], TASK, True)) < 1e-6
     with meter.metering() as costs:
         found.train(owns[0], found.broadcast(state, device(0), server_context(2)), task_of(2, 0, rows(16)))
     assert abs(costs.notes["digest_loss"]) < 1e-6
@@ -118,9 +120,9 @@ def test_a_divergence_is_summed_over_classes() -> None:
     z, target = torch.randn(7, CLASSES), torch.randn(7, CLASSES)
     p, logq = target.softmax(dim=1), z.log_softmax(dim=1)
     expected: Tensor = (p * (p.log() - logq)).sum(dim=1).mean()
-    assert torch.allclose(LOSSES["kl"](z, target, True), expected, atol=1e-6)
-    assert torch.allclose(LOSSES["kl"](z, p, False), expected, atol=1e-6)
-    assert torch.allclose(LOSSES["mae"](z, p, False), F.l1_loss(z.softmax(dim=1), p))
+    assert torch.allclose(LOSSES["kl"](z, target, TASK, True), expected, atol=1e-6)
+    assert torch.allclose(LOSSES["kl"](z, p, TASK, False), expected, atol=1e-6)
+    assert torch.allclose(LOSSES["mae"](z, p, TASK, False), F.l1_loss(z.softmax(dim=1), p))
 
 
 @pytest.mark.parametrize("batch", [0, 7])

@@ -69,7 +69,7 @@ def whole(state: Any, key: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("groups", ["global", "per_steps"])
 def test_equal_steps_are_federated_averaging_bitwise(small: MakeExperiment, groups: str) -> None:
     found = ready(small, *steps(3, 3), f"method.norm_groups={groups}")
-    shape, classes, seed = found.shares.test.shape, found.shares.test.classes, found.federation.seed
+    shape, classes, seed = found.shares.inputs.shape, found.shares.facts.outputs, found.federation.seed
 
     def make() -> nn.Module:
         net = odenet.make_odenet("odenet-cifar-like", shape, classes)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from potluck.core import seeds, tree
 from potluck.core.contexts import DeviceContext
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Shard, TargetFacts
 from potluck.methods.averaging import State
 from potluck.methods.fedavg import FedAvg
 from potluck.methods.fedprox import FedProx
 from potluck.nets.tier_nets import TierNets
 from potluck.nets.weights import weights_of
-from potluck.training.fit import Fit, Loss, cross_entropy
+from potluck.tasks.classification import Classification
+from potluck.training.fit import Fit, Loss
 
 
 def device(tier: str = "phone") -> Device:
@@ -25,7 +26,7 @@ def device(tier: str = "phone") -> Device:
     return Device(id=2, tier=tier, memory_bytes=1, **rates)
 
 
-def fit(loss: Loss = cross_entropy, **changed: Any) -> Fit:
+def fit(own_loss: Loss | None = None, **changed: Any) -> Fit:
     plain: dict[str, Any] = {
         "optimiser": "sgd",
         "lr": 0.1,
@@ -42,18 +43,18 @@ def fit(loss: Loss = cross_entropy, **changed: Any) -> Fit:
         "bf16": False,
         "augment": "none",
     }
-    return Fit(loss=loss, **{**plain, **changed})
+    return Fit(task=Classification(facts=TargetFacts(outputs=3)), own_loss=own_loss, **{**plain, **changed})
 
 
 def share(count: int) -> Shard:
     rng = torch.Generator().manual_seed(1)
     return Shard(
-        images=torch.randn(count, 5, generator=rng),
-        labels=torch.randint(0, 3, (count,), generator=rng),
+        samples=torch.randn(count, 5, generator=rng),
+        targets=torch.randint(0, 3, (count,), generator=rng),
         index=torch.arange(count),
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=3,
+        facts=TargetFacts(outputs=3),
     )
 
 

@@ -49,7 +49,7 @@ def alone(ready: Prepared, device: int, rounds: list[int]) -> dict[str, Tensor]:
     """One device that trains in these rounds by itself, written out."""
     data = ready.shares.train[device]
     torch.manual_seed(seeds.derived(0, 0, seeds.SERVER, "initial weights"))
-    net = zoo.make("mlp", data.shape, data.classes, "group")
+    net = zoo.make("mlp", data.inputs, data.facts.outputs, "group")
     x, y = data.x, data.y
     for round in rounds:
         optimiser = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.5)
@@ -84,7 +84,7 @@ def test_a_device_that_was_never_drawn_keeps_its_initial_net(small: MakeExperime
     for device in idle:
         net = ready.federation.method.model(None, None, device)
         assert tree.equal(weights_of(net), alone(ready, device.id, []))
-    evaluated = {device: score["right"].sum() for device, score in result.scores.items()}
+    evaluated = {device: score["all"]["right"].sum() for device, score in result.scores.items()}
     assert evaluated.keys() == {device.id for device in ready.federation.fleet.devices}
     assert len({float(evaluated[device.id]) for device in idle}) == 1
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from potluck.core import tree
 from potluck.core.errors import ModelError
+from potluck.core.types import Inputs
 from potluck.nets import NETS as ALL
 from potluck.nets.width import embed, index_map, narrow, slice_weights
 from potluck.nets.zoo import count_parameters, make
@@ -25,15 +26,15 @@ def _seeded() -> None:
 
 
 def small(norm: str = "group") -> nn.Module:
-    return make("resnet8", (3, 8, 8), 10, norm)
+    return make("resnet8", Inputs((3, 8, 8)), 10, norm)
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("rate", [0.25, 0.3])
 def test_every_net_can_be_sliced(name: str, norm: str, rate: float) -> None:
-    net = make(name, (3, 9, 12), 7, norm)
-    thin = narrow(net, rate, (3, 9, 12), scaler=True).train()
+    net = make(name, Inputs((3, 9, 12)), 7, norm)
+    thin = narrow(net, rate, Inputs((3, 9, 12)), scaler=True).train()
     x_BCHW = torch.randn(4, 3, 9, 12)
     assert thin(x_BCHW).shape == (4, 7)
     assert count_parameters(thin) < 0.5 * count_parameters(net)
@@ -41,8 +42,8 @@ def test_every_net_can_be_sliced(name: str, norm: str, rate: float) -> None:
 
 @pytest.mark.parametrize(("norm", "rate"), [("group", 0.3), ("batch", 0.3), ("none", 0.3), ("batch", 0.1)])
 def test_widths_are_rounded_with_group_norm_only(norm: str, rate: float) -> None:
-    net = make("resnet20", (3, 8, 8), 10, norm)
-    thin = narrow(net, rate, (3, 8, 8))
+    net = make("resnet20", Inputs((3, 8, 8)), 10, norm)
+    thin = narrow(net, rate, Inputs((3, 8, 8)))
     unit = 4 if norm == "group" else 1
     for name, layer in net.named_modules():
         held = thin.get_submodule(name)
@@ -60,15 +61,15 @@ def test_widths_are_rounded_with_group_norm_only(norm: str, rate: float) -> None
 def test_a_width_is_not_a_channel_too_many_from_rounding() -> None:
     net = nn.Sequential(nn.Linear(5, 25), nn.ReLU(), nn.Linear(25, 2))
     assert 0.28 * 25 > 7
-    assert narrow(net, 0.28, (5,)).get_submodule("0").out_features == 7
+    assert narrow(net, 0.28, Inputs((5,))).get_submodule("0").out_features == 7
 
 
 def test_a_layer_by_hand_with_two_rates() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     full = net.state_dict()
     full["1.weight"].copy_(torch.arange(16.0).reshape(4, 4))
-    half = index_map(full, narrow(net, 0.5, (4,)).state_dict())
-    most = index_map(full, narrow(net, 0.75, (4,)).state_dict())
+    half = index_map(full, narrow(net, 0.5, Inputs((4,))).state_dict())
+    most = index_map(full, narrow(net, 0.75, Inputs((4,))).state_dict())
     assert slice_weights(full, half)["1.weight"].tolist() == [[0, 1], [4, 5]]
     assert slice_weights(full, most)["1.weight"].tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
     assert slice_weights(full, half)["0.weight"].shape == (2, 4)
@@ -79,9 +80,9 @@ def test_a_layer_by_hand_with_two_rates() -> None:
 
 @pytest.mark.parametrize(("name", "norm"), [("resnet8", "batch"), ("lenet", "none"), ("odenet-cifar-like", "group")])
 def test_slice_and_embed_is_the_identity(name: str, norm: str) -> None:
-    net = make(name, (3, 12, 12), 10, norm)
+    net = make(name, Inputs((3, 12, 12)), 10, norm)
     full = net.state_dict()
-    index = index_map(full, narrow(net, 0.5, (3, 12, 12)).state_dict())
+    index = index_map(full, narrow(net, 0.5, Inputs((3, 12, 12))).state_dict())
     part = slice_weights(full, index)
     assert tree.equal(embed(part, full, index), full)
     zeros = {name: torch.zeros_like(value) for name, value in full.items()}
@@ -96,7 +97,7 @@ def test_slice_and_embed_is_the_identity(name: str, norm: str) -> None:
 
 def test_the_narrow_net_holds_the_slice() -> None:
     net = small()
-    thin = narrow(net, 0.5, (3, 8, 8))
+    thin = narrow(net, 0.5, Inputs((3, 8, 8)))
     assert tree.equal(
         slice_weights(net.state_dict(), index_map(net.state_dict(), thin.state_dict())), thin.state_dict()
     )
@@ -106,12 +107,12 @@ def test_the_narrow_net_holds_the_slice() -> None:
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_it_computes_what_the_full_net_does_with_zeros_elsewhere(name: str, norm: str) -> None:
     shape = (2, 13, 9)
-    net = make(name, shape, 5, norm).eval()
+    net = make(name, Inputs(shape), 5, norm).eval()
     for layer in net.modules():  # statistics that are not trivial
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.running_mean)
             nn.init.uniform_(layer.running_var, 0.5, 2.0)
-    thin = narrow(net, 0.5, shape).eval()
+    thin = narrow(net, 0.5, Inputs(shape)).eval()
     full = net.state_dict()
     index = index_map(full, thin.state_dict())
     zeros = {key: torch.zeros_like(value) for key, value in full.items()}
@@ -121,8 +122,8 @@ def test_it_computes_what_the_full_net_does_with_zeros_elsewhere(name: str, norm
 
 
 def test_flattened_channels_keep_their_pixels() -> None:
-    net = make("lenet", (1, 28, 28), 10, "none")
-    thin = narrow(net, 0.5, (1, 28, 28))
+    net = make("lenet", Inputs((1, 28, 28)), 10, "none")
+    thin = narrow(net, 0.5, Inputs((1, 28, 28)))
     wide, held = net.get_submodule("dense1").weight, thin.get_submodule("dense1").weight
     assert held.shape == (60, 8 * 16)
     assert torch.equal(held, wide[:60, : 8 * 16])
@@ -130,7 +131,7 @@ def test_flattened_channels_keep_their_pixels() -> None:
 
 def test_width_one_is_the_net_itself() -> None:
     net = small("batch")
-    same = narrow(net, 1.0, (3, 8, 8), scaler=True).train()
+    same = narrow(net, 1.0, Inputs((3, 8, 8)), scaler=True).train()
     assert tree.equal(same.state_dict(), net.state_dict())
     x_BCHW = torch.randn(4, 3, 8, 8)
     assert torch.equal(same(x_BCHW), net.train()(x_BCHW))
@@ -139,7 +140,7 @@ def test_width_one_is_the_net_itself() -> None:
 def test_the_full_net_and_the_generator_are_untouched() -> None:
     net = small("batch").train()
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    thin = narrow(net, 0.5, (3, 8, 8))
+    thin = narrow(net, 0.5, Inputs((3, 8, 8)))
     assert tree.equal(net.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert net.training
@@ -150,7 +151,7 @@ def test_the_full_net_and_the_generator_are_untouched() -> None:
 
 def test_the_scaler_works_in_training_only_and_not_on_the_last_layer() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2))
-    plain, scaled = narrow(net, 0.5, (3,)), narrow(net, 0.5, (3,), scaler=True)
+    plain, scaled = narrow(net, 0.5, Inputs((3,))), narrow(net, 0.5, Inputs((3,)), scaler=True)
     x_BI = torch.randn(5, 3)
     assert torch.equal(scaled.eval()(x_BI), plain.eval()(x_BI))
     a, b, c = plain
@@ -207,19 +208,19 @@ class Spare(nn.Module):
 )
 def test_what_cannot_be_sliced_names_layer_and_rate(net: nn.Module, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
-        narrow(net, 0.5, shape)
+        narrow(net, 0.5, Inputs(shape))
     assert "method.width = 0.5" in str(caught.value)
 
 
 def test_an_equilibrium_cell_has_kernels_of_its_own_and_no_slice() -> None:
     with pytest.raises(ModelError, match=r'method\.width = 0\.5: DeqNet cannot be sliced at layer "cell"'):
-        narrow(make("deq-xs-like", (3, 8, 8), 10, "group"), 0.5, (3, 8, 8))
+        narrow(make("deq-xs-like", Inputs((3, 8, 8)), 10, "group"), 0.5, Inputs((3, 8, 8)))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.5, -1.0])
 def test_the_rate_has_a_range(rate: float) -> None:
     with pytest.raises(ModelError, match="expected 0 < width <= 1"):
-        narrow(small(), rate, (3, 8, 8))
+        narrow(small(), rate, Inputs((3, 8, 8)))
 
 
 def test_a_block_used_twice_is_cut_once() -> None:
@@ -234,7 +235,7 @@ def test_a_block_used_twice_is_cut_once() -> None:
             out: Tensor = self.last(z_BO + self.block(z_BO))
             return out
 
-    thin = narrow(Tied(), 0.5, (6,))
+    thin = narrow(Tied(), 0.5, Inputs((6,)))
     assert thin.get_submodule("block").weight.shape == (4, 4)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from potluck.core.errors import ModelError
+from potluck.core.types import Inputs
 from potluck.nets import NETS
 from potluck.nets.resnet import BasicBlock
 from potluck.nets.zoo import count_parameters, make
@@ -40,7 +41,7 @@ SMALL = [name for name in NETS if name not in ("resnet34", "resnet110", "resnet5
 
 @pytest.mark.parametrize(("name", "shape", "classes", "count"), COUNTS)
 def test_parameter_counts_are_exact(name: str, shape: tuple[int, ...], classes: int, count: int) -> None:
-    assert count_parameters(make(name, shape, classes, "group")) == count
+    assert count_parameters(make(name, Inputs(shape), classes, "group")) == count
 
 
 def test_described_counts_are_those_of_the_nets() -> None:
@@ -53,8 +54,8 @@ def test_described_counts_are_those_of_the_nets() -> None:
 
 
 def test_batch_norm_counts_equal_group_norm_counts() -> None:
-    assert count_parameters(make("resnet18", COLOUR, 10, "batch")) == 11_173_962
-    assert count_parameters(make("resnet20", COLOUR, 10, "none")) == 269_722 - 2 * (16 * 7 + 32 * 6 + 64 * 6)
+    assert count_parameters(make("resnet18", Inputs(COLOUR), 10, "batch")) == 11_173_962
+    assert count_parameters(make("resnet20", Inputs(COLOUR), 10, "none")) == 269_722 - 2 * (16 * 7 + 32 * 6 + 64 * 6)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -64,9 +65,9 @@ def test_every_net_takes_any_image_from_8x8(name: str, shape: tuple[int, ...], n
     torch.manual_seed(0)
     if NETS[name].kind == "deq" and norm == "batch":
         with pytest.raises(ModelError, match=r'model\.norm = "batch"'):
-            make(name, shape, 7, norm)
+            make(name, Inputs(shape), 7, norm)
         return
-    net = make(name, shape, 7, norm)
+    net = make(name, Inputs(shape), 7, norm)
     logits_BN = net(torch.randn(2, *shape))
     assert logits_BN.shape == (2, 7)
     assert bool(logits_BN.isfinite().all())
@@ -76,36 +77,36 @@ def test_every_net_takes_any_image_from_8x8(name: str, shape: tuple[int, ...], n
 def test_larger_images_do_not_inflate_the_dense_layer(name: str) -> None:
     torch.manual_seed(0)
     shape = (3, 96, 130)
-    net = make(name, shape, 5, "group")
+    net = make(name, Inputs(shape), 5, "group")
     assert net(torch.randn(1, *shape)).shape == (1, 5)
-    assert count_parameters(net) <= 1.35 * count_parameters(make(name, COLOUR, 5, "group"))
+    assert count_parameters(net) <= 1.35 * count_parameters(make(name, Inputs(COLOUR), 5, "group"))
 
 
 def test_small_images_are_refused_with_their_size() -> None:
     with pytest.raises(ModelError, match=r"images are 7x12; expected at least 8x8"):
-        make("resnet8", (3, 7, 12), 10, "group")
+        make("resnet8", Inputs((3, 7, 12)), 10, "group")
 
 
 def test_rows_need_a_net_for_rows() -> None:
     torch.manual_seed(0)
-    assert make("mlp", (20,), 3, "group")(torch.randn(4, 20)).shape == (4, 3)
-    with pytest.raises(ModelError, match=r'"lenet" takes images, and the samples are rows of 20: choose mlp'):
-        make("lenet", (20,), 3, "group")
+    assert make("mlp", Inputs((20,)), 3, "group")(torch.randn(4, 20)).shape == (4, 3)
+    with pytest.raises(ModelError, match=r'"lenet" takes images, and the samples are rows of shape .20,.: choose mlp'):
+        make("lenet", Inputs((20,)), 3, "group")
     with pytest.raises(ModelError, match=r"expected \(channels, height, width\)"):
-        make("mlp", (8, 8), 3, "group")
-    with pytest.raises(ModelError, match="0 classes"):
-        make("mlp", (20,), 0, "group")
+        make("mlp", Inputs((8, 8, 8, 8)), 3, "group")
+    with pytest.raises(ModelError, match="0 outputs"):
+        make("mlp", Inputs((20,)), 0, "group")
 
 
 def test_unknown_names_get_a_hint() -> None:
     with pytest.raises(
         ModelError, match=r'model.name = "rasnet20": expected one of lenet, .*did you mean "resnet20"\?'
     ):
-        make("rasnet20", COLOUR, 10, "group")
+        make("rasnet20", Inputs(COLOUR), 10, "group")
     with pytest.raises(ModelError, match=r"package\.module:function"):
-        make("q", COLOUR, 10, "group")
+        make("q", Inputs(COLOUR), 10, "group")
     with pytest.raises(ModelError, match=r'model.norm = "layer": expected one of group, batch'):
-        make("resnet8", COLOUR, 10, "layer")
+        make("resnet8", Inputs(COLOUR), 10, "layer")
 
 
 OWN = """
@@ -128,7 +129,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("own")
 def test_a_net_of_ones_own() -> None:
-    net = make("own_nets_of_the_test:make_net", (1, 2, 3), 4, "group")
+    net = make("own_nets_of_the_test:make_net", Inputs((1, 2, 3)), 4, "group")
     assert isinstance(net, nn.Module)
     assert count_parameters(net) == 28
 
@@ -147,13 +148,13 @@ def test_a_net_of_ones_own() -> None:
 )
 def test_own_nets_that_do_not_work(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        make(name, (1, 8, 8), 2, "group")
+        make(name, Inputs((1, 8, 8)), 2, "group")
 
 
 @pytest.mark.usefixtures("own")
 def test_an_error_inside_ones_own_module_is_told_with_its_place() -> None:
     with pytest.raises(ModelError, match=r"a_module_that_is_not_there.*broken_nets_of_the_test.py, line 1") as caught:
-        make("broken_nets_of_the_test:make_net", (1, 8, 8), 2, "group")
+        make("broken_nets_of_the_test:make_net", Inputs((1, 8, 8)), 2, "group")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
@@ -170,12 +171,12 @@ def test_shortcut_without_parameters_subsamples_and_appends_zeros() -> None:
 def test_deep_nets_without_norms_do_not_explode() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        logits_BN = make("resnet110", (3, 8, 8), 10, "none")(torch.randn(4, 3, 8, 8))
+        logits_BN = make("resnet110", Inputs((3, 8, 8)), 10, "none")(torch.randn(4, 3, 8, 8))
     assert float(logits_BN.abs().max()) < 50
 
 
 def test_images_are_padded_to_the_middle_for_lenet() -> None:
-    pad = make("lenet", (1, 8, 9), 10, "group").get_submodule("pad")
+    pad = make("lenet", Inputs((1, 8, 9)), 10, "group").get_submodule("pad")
     padded = pad(torch.ones(1, 1, 8, 9))
     assert padded.shape == (1, 1, 28, 28)
     assert float(padded.sum()) == 72

@@ -44,12 +44,12 @@ def test_peers_are_put_together(make_run: MakeRun) -> None:
     (found,) = peers.whole(parts)
     assert found.finished
     assert found.traffic.up == sum(part.traffic.up for part in parts)
-    assert found.accuracy is not None
-    assert found.accuracy.devices == pytest.approx({0: 0.2, 1: 0.21, 2: 0.22})
-    assert found.accuracy.mean == pytest.approx(0.21)
-    assert found.accuracy.worst == pytest.approx(0.2)
-    assert found.accuracy.tiers == pytest.approx({"phone": 0.205, "laptop": 0.22})
-    assert found.accuracy.al == pytest.approx({0: 0.1, 1: 0.105, 2: 0.11})
+    assert found.scores is not None
+    assert found.scores.devices == pytest.approx({0: 0.2, 1: 0.21, 2: 0.22})
+    assert found.scores.mean == pytest.approx(0.21)
+    assert found.scores.worst == pytest.approx(0.2)
+    assert found.scores.tiers == pytest.approx({"phone": 0.205, "laptop": 0.22})
+    assert found.scores.al == pytest.approx({0: 0.1, 1: 0.105, 2: 0.11})
     (trouble,) = found.ledger.troubles
     assert (trouble.device, list(trouble.rounds)) == (1, [1])
     assert trouble.reason == "no post within 4 s (told by peer 0, peer 2)"

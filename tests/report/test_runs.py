@@ -21,9 +21,9 @@ def test_a_finished_run(make_run: MakeRun) -> None:
     assert run.traffic.evaluate == 9 * 30
     assert run.tier_of == {0: "phone", 1: "phone", 2: "laptop"}
     assert run.ledger.aggregated == {0: 3, 1: 3, 2: 3}
-    assert run.accuracy is not None
-    assert run.accuracy.devices == pytest.approx({0: 0.3, 1: 0.31, 2: 0.32})
-    assert all(not line.accuracy.devices for line in run.rounds[:-1] if line.accuracy)
+    assert run.scores is not None
+    assert run.scores.devices == pytest.approx({0: 0.3, 1: 0.31, 2: 0.32})
+    assert all(not line.scores.devices for line in run.rounds[:-1] if line.scores)
 
 
 def test_an_interrupted_run_has_no_summary(make_run: MakeRun) -> None:
@@ -36,7 +36,7 @@ def test_a_run_that_has_not_begun(make_run: MakeRun) -> None:
     (path / "rounds.jsonl").unlink()
     (path / "ledger.jsonl").unlink()
     run = runs.read(path)
-    assert (run.done, run.accuracy, run.traffic.total) == (0, None, 0)
+    assert (run.done, run.scores, run.traffic.total) == (0, None, 0)
 
 
 def test_a_last_line_that_was_cut_off_is_left_out(make_run: MakeRun) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from potluck.core import meter, seeds, tree
 from potluck.core.contexts import DeviceContext
 from potluck.core.errors import TrainingError
-from potluck.core.types import Device, Shard
+from potluck.core.types import Device, Shard, TargetFacts
 from potluck.nets.weights import weights_of
-from potluck.training.evaluate import Metric, evaluate
-from potluck.training.fit import Fit, Objective, Sgd, cross_entropy
+from potluck.tasks.classification import Classification
+from potluck.training.evaluate import Metric, evaluate, metrics_of, nothing
+from potluck.training.fit import Fit, Objective, Sgd
 
 PHONE = Device(
     id=4, tier="phone", memory_bytes=1, flops_per_s=1.0, uplink_bytes_per_s=1.0, downlink_bytes_per_s=1.0, latency_s=0.0
@@ -40,7 +41,7 @@ def fit(**changed: Any) -> Fit:
         "channels_last": False,
         "bf16": False,
         "augment": "none",
-        "loss": cross_entropy,
+        "task": Classification(facts=TargetFacts(outputs=CLASSES)),
     }
     return Fit(**{**plain, **changed})
 
@@ -48,12 +49,12 @@ def fit(**changed: Any) -> Fit:
 def shard(count: int = 20, shape: tuple[int, ...] = (FEATURES,), domains: Tensor | None = None) -> Shard:
     rng = torch.Generator().manual_seed(1)
     return Shard(
-        images=torch.randn(count + 3, *shape, generator=rng),
-        labels=torch.randint(0, CLASSES, (count + 3,), generator=rng),
+        samples=torch.randn(count + 3, *shape, generator=rng),
+        targets=torch.randint(0, CLASSES, (count + 3,), generator=rng),
         index=torch.randperm(count + 3, generator=rng)[:count],
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=CLASSES,
+        facts=TargetFacts(outputs=CLASSES),
         domains=domains,
     )
 
@@ -318,7 +319,7 @@ def test_a_loss_that_is_not_finite_names_round_tier_and_device(loss: float) -> N
         return logits.sum() * 0 + loss
 
     with pytest.raises(TrainingError) as caught:
-        fit(loss=odd).train(net(), context(round=7))
+        fit(own_loss=odd).train(net(), context(round=7))
     assert str(caught.value).startswith(f"round 7, tier 'phone', device 4: the loss became {loss}; lower train.lr")
 
 
@@ -364,43 +365,49 @@ class Fixed(nn.Module):
 
 def scored(said: list[int], true: list[int], domains: list[int] | None = None) -> Shard:
     return Shard(
-        images=torch.tensor(said, dtype=torch.float32).reshape(-1, 1),
-        labels=torch.tensor(true),
+        samples=torch.tensor(said, dtype=torch.float32).reshape(-1, 1),
+        targets=torch.tensor(true),
         index=torch.arange(len(said)),
         mean=torch.zeros(1),
         deviation=torch.ones(1),
-        classes=CLASSES,
+        facts=TargetFacts(outputs=CLASSES),
         domains=None if domains is None else torch.tensor(domains),
     )
 
 
+TASK = Classification(facts=TargetFacts(outputs=CLASSES))
+
+
 def test_right_answers_by_class_and_domain() -> None:
-    found = evaluate(Fixed(), scored([0, 1, 1, 2, 0], [0, 1, 0, 2, 2], [0, 0, 1, 3, 3]), batch_size=2)
-    assert found.right.tolist() == [1.0, 1.0, 1.0]
-    assert found.total.tolist() == [2, 1, 2]
-    assert found.domain_right.tolist() == [2.0, 0.0, 0.0, 1.0]
-    assert found.domain_total.tolist() == [2, 1, 0, 2]
-    assert (found.right.dtype, found.total.dtype) == (torch.float64, torch.int64)
+    answers = scored([0, 1, 1, 2, 0], [0, 1, 0, 2, 2], [0, 0, 1, 3, 3])
+    found = evaluate(Fixed(), answers, TASK, domains=4, batch_size=2)
+    assert found["all"]["right"].tolist() == [1, 1, 1]
+    assert found["all"]["total"].tolist() == [2, 1, 2]
+    assert [int(totals["right"].sum()) for totals in found["domains"].values()] == [2, 0, 0, 1]
+    assert [int(totals["total"].sum()) for totals in found["domains"].values()] == [2, 1, 0, 2]
+    assert {value.dtype for value in found["all"].values()} == {torch.int64}
 
 
-def test_without_domains_their_counts_are_empty() -> None:
-    found = evaluate(Fixed(), scored([0, 1], [0, 0]))
-    assert found.domain_right.shape == found.domain_total.shape == (0,)
-    assert (found.domain_right.dtype, found.domain_total.dtype) == (torch.float64, torch.int64)
+def test_without_domains_there_are_none() -> None:
+    assert evaluate(Fixed(), scored([0, 1], [0, 0]), TASK)["domains"] == {}
 
 
 def test_a_part_of_the_test_data_has_the_shape_of_the_whole() -> None:
     whole = scored([0, 1, 2], [0, 1, 2], [0, 1, 2])
     for rows in ([0], []):
-        found = evaluate(Fixed(), whole.take(torch.tensor(rows, dtype=torch.int64)))
-        assert found.total.tolist() == [len(rows), 0, 0]
-        assert found.domain_total.tolist() == [len(rows), 0, 0]
-        assert found.right.dtype == found.domain_right.dtype == torch.float64
+        found = evaluate(Fixed(), whole.take(torch.tensor(rows, dtype=torch.int64)), TASK, domains=3)
+        assert found["all"]["total"].tolist() == [len(rows), 0, 0]
+        assert found["domains"]["2"]["total"].tolist() == [0, 0, 0]
+        assert {name: value.shape for name, value in found["all"].items()} == {
+            name: value.shape for name, value in nothing(TASK, whole).items()
+        }
 
 
 def test_evaluation_is_in_eval_mode_and_any_metric_may_be_given() -> None:
     made = nn.Sequential(nn.Dropout(0.9), Fixed()).train()
     answers = scored([0, 1, 2] * 10, [0, 1, 2] * 10)
-    assert float(evaluate(made, answers).right.sum()) == 30
+    assert metrics_of(TASK, evaluate(made, answers, TASK)["all"])["accuracy"] == 1.0
     half: Metric = lambda logits, y: logits.max(dim=1).values * 0.5  # noqa: E731
-    assert float(evaluate(Fixed(), answers, metric=half).right.sum()) == 15
+    found = metrics_of(TASK, evaluate(Fixed(), answers, TASK, metric=half)["all"], "half")
+    assert next(iter(found)) == "half"
+    assert found["half"] == 0.5

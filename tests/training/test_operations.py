@@ -10,6 +10,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
+from potluck.core.types import Inputs
 from potluck.planning.tensor_bytes import TensorBytes
 from potluck.training import operations
 from potluck.training.flops import forward_flops, training_flops
@@ -39,7 +40,11 @@ def figures() -> dict[str, float]:
     """FLOPs of a sample, and the most bytes of a forward and a backward pass."""
     with TensorBytes() as live:  # type: ignore[no-untyped-call, unused-ignore]
         net()(torch.ones(64, *SHAPE)).sum().backward()
-    return {"forward": forward_flops(net(), SHAPE), "training": training_flops(net(), SHAPE), "peak": live.peak}
+    return {
+        "forward": forward_flops(net(), Inputs(SHAPE)),
+        "training": training_flops(net(), Inputs(SHAPE)),
+        "peak": live.peak,
+    }
 
 
 def test_the_private_name_is_where_it_was() -> None:

@@ -69,9 +69,10 @@ class Progress:
         done = line["round"] - self._first
         left = (time.monotonic() - self._start) / done * (self._rounds - line["round"])
         parts = [f"  round {line['round']}/{self._rounds}"]
-        if "accuracy" in line:
-            tiers = " ".join(f"{name} {value:.3f}" for name, value in line["accuracy"]["tiers"].items())
-            parts.append(f"accuracy {line['accuracy']['mean']:.3f} ({escape(tiers)})")
+        if "metric" in line:
+            metric = line["metric"]
+            tiers = " ".join(f"{name} {figure(value)}" for name, value in metric["tiers"].items())
+            parts.append(f"{escape(metric['name'])} {figure(metric['mean'])} ({escape(tiers)})")
         parts.append(f"up {size(self._bytes[0])}, down {size(self._bytes[1])}")
         parts.append(f"simulated {duration(line['simulated_seconds'])}")
         parts += [f"[yellow]{status} {len(found)}[/]" for status, found in line["status"].items()]
@@ -105,7 +106,7 @@ WHOLE_FRAMES = "up, down: whole frames, headers included; those of local are hea
 
 
 def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """One row a run: accuracy per tier, bytes, seconds, parameters.
+    """One row a run: the metric per tier, bytes, seconds, parameters.
 
     *as messages*: up and down once more, as the engine's own messages (Flower's), where it has some.
     """
@@ -118,14 +119,14 @@ def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     for heading in ("method", "seed", "rounds", "mean", "worst", *tiers, *costs):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for _, summary in rows:
-        accuracy = summary["accuracy"]
+        metric = summary.get("metric") or summary["accuracy"]
         table.add_row(
             summary["method"],
             str(summary["seed"]),
             str(summary["rounds"]),
-            _share(accuracy["mean"]),
-            _share(accuracy["worst"]),
-            *(_share((accuracy["tiers"] or {}).get(tier)) for tier in tiers),
+            _known(metric["mean"]),
+            _known(metric["worst"]),
+            *(_known((metric["tiers"] or {}).get(tier)) for tier in tiers),
             size(summary["bytes"]["up"]),
             size(summary["bytes"]["down"]),
             *([size(summary["engine_bytes"]["total"]) if "engine_bytes" in summary else "-"] if engine else []),
@@ -134,11 +135,19 @@ def show_summaries(rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
             size(summary["peak_rss_bytes"]),
         )
     out.print(table)
+    names = dict.fromkeys((summary.get("metric") or {}).get("name", "accuracy") for _, summary in rows)
+    if list(names) != ["accuracy"]:
+        out.print(f"[dim]mean, worst: {escape(', '.join(names))} over devices.[/]")
     out.print(f"[dim]{WHOLE_FRAMES}[/]")
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _known(value: float | None) -> str:
+    return "-" if value is None else figure(value)
+
+
+def figure(value: float) -> str:
+    """A metric: three decimals, or four digits of a large one."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 def size(count: float) -> str:

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from potluck.cli.display import WHOLE_FRAMES, duration, err, out, size
+from potluck.cli.display import WHOLE_FRAMES, duration, err, figure, out, size
 from potluck.core.errors import RunFolderError
 
 NOTHING = "-"
@@ -18,6 +18,7 @@ NOTHING = "-"
 def show_comparison(outcomes: Sequence[Any], wanted: float | None) -> None:
     """The table over seeds of all that finished, then what failed and why."""
     from potluck.report import runs, target
+    from potluck.report.units import words
 
     read = []
     for outcome in outcomes:
@@ -29,13 +30,15 @@ def show_comparison(outcomes: Sequence[Any], wanted: float | None) -> None:
             err.print(f"[yellow]left out:[/] {escape(str(error))}", soft_wrap=True)
     goal = target.target_of(read, wanted)
     if read:
-        _table(target.sides(read, goal), goal, several=any(one.seed != read[0].seed for one in read))
+        several = any(one.seed != read[0].seed for one in read)
+        metric = ", ".join(dict.fromkeys(words(one.metric) for one in read))
+        _table(target.sides(read, goal), goal, metric, several=several)
     for outcome in outcomes:
         if outcome.reason:
             out.print(f"[red]{escape(outcome.path.name)}[/] failed: {escape(outcome.reason)}", soft_wrap=True)
 
 
-def _table(sides: Sequence[Any], goal: float | None, *, several: bool) -> None:
+def _table(sides: Sequence[Any], goal: float | None, metric: str, *, several: bool) -> None:
     """What they learned, and what it cost: two tables, since one would be wider than a terminal."""
     tiers = list(dict.fromkeys(tier for side in sides for tier in side.tiers))
     seeds = ["seeds"] if several else []
@@ -48,12 +51,15 @@ def _table(sides: Sequence[Any], goal: float | None, *, several: bool) -> None:
             *([str(side.seeds)] if several else []),
             *([escape(side.net)] if nets else []),
             str(side.rounds),
-            *(_share(figure) for figure in (side.mean, side.worst, *(side.tiers.get(tier) for tier in tiers))),
+            *(_share(one) for one in (side.mean, side.worst, *(side.tiers.get(tier) for tier in tiers))),
             " - ".join(f"{number:,}" for number in ends) or NOTHING,
         )
     out.print(learned)
+    if metric != "accuracy":
+        out.print(f"[dim]mean, worst: {escape(metric)} over devices.[/]")
     setup = ["set-up"] if any(side.setup for side in sides) else []
-    to = [f"bytes to {goal:.2f}", f"time to {goal:.2f}"] if goal is not None else []
+    told = "" if goal is None else f"{goal:.2f}" if goal < 10 else f"{goal:g}"
+    to = [f"bytes to {told}", f"time to {told}"] if told else []
     cost = _empty("method", "up", "down", *setup, *to, "simulated", "wall", "memory")
     for side in sides:
         cost.add_row(
@@ -69,7 +75,7 @@ def _table(sides: Sequence[Any], goal: float | None, *, several: bool) -> None:
     out.print(cost)
     out.print(f"[dim]{WHOLE_FRAMES}[/]")
     if to:
-        out.print(f"[dim]to {goal:.2f}: bytes both ways, and simulated time, until the mean accuracy was there.[/]")
+        out.print(f"[dim]to {told}: bytes both ways, and simulated time, until the mean {escape(metric)} was there.[/]")
 
 
 def _empty(*headings: str) -> Table:
@@ -87,7 +93,7 @@ def _reached(side: Any) -> list[str]:
     return [size(side.bytes_to_target.mean) + some, duration(side.seconds_to_target.mean) + some]
 
 
-def _share(figure: Any) -> str:
-    if figure is None:
+def _share(found: Any) -> str:
+    if found is None:
         return NOTHING
-    return f"{figure.mean:.3f}" + ("" if figure.deviation is None else f" ± {figure.deviation:.3f}")
+    return figure(found.mean) + ("" if found.deviation is None else f" ± {figure(found.deviation)}")

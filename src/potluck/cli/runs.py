@@ -67,7 +67,7 @@ def compare(
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the runs go.")] = None,
     target: Annotated[
-        float | None, typer.Option(help="Count bytes and seconds to this mean accuracy; else 90 % of the best.")
+        float | None, typer.Option(help="Count bytes and seconds to this mean; else what is 10 % worse than the best.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -116,13 +116,17 @@ def labels(y: Array, what: str) -> Tensor:
 
 
 def targets(
-    columns: Mapping[str, Array], *, task: str = "", names: tuple[str, ...] | None = None
+    columns: Mapping[str, Array],
+    *,
+    task: str = "",
+    names: tuple[str, ...] | None = None,
+    numbered: bool = False,
 ) -> tuple[list[Tensor], tuple[str, ...] | None]:
     """Target columns (by what they are called in messages) as tensors of one kind, and the names of their classes.
 
     ``task`` is what ``[task] kind`` says; without it text and whole numbers are classes, rows of 0 and 1 marks, rows
     of other whole numbers tokens, anything else numbers. Classes that are text, or do not run from 0, are numbered in
-    their sorted order and named; with ``names``, labels are those or their places.
+    their sorted order and named; with ``names``, labels are those or their places, and if ``numbered``, places.
     """
     found = {what: y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y for what, y in columns.items()}
     for what, y in found.items():
@@ -131,6 +135,8 @@ def targets(
         if y.size == 0:
             raise DataError(f"{what} is empty, expected a target for each sample.")
     task = task or _task_of(found)
+    if task == "classification" and numbered and names is None:
+        return [labels(y, what) for what, y in found.items()], None
     if task == "classification":
         return _numbered(found, names)
     made = []

@@ -138,7 +138,7 @@ def _targets(y: Array, what: str, facts: TargetFacts, like: Shard | None) -> Ten
     task = told_by(like.targets) if like is not None else ""
     if not task and facts.mean:
         task = "regression"
-    (found,), _ = targets({what: y}, task=task, names=facts.names or None)
+    (found,), _ = targets({what: y}, task=task, names=facts.names or None, numbered=True)
     return found[:, None] if found.is_floating_point() and found.ndim == 1 else found
 
 

@@ -136,7 +136,8 @@ NETS = {
     for depth, parameters in CIFAR_DEPTHS.items()
 } | {
     name: Net(
-        line=f"residual net, widths 64 to 512, 3x3 stem; {parameters} parameters", make=by_shape(partial(make_resnet, name))
+        line=f"residual net, widths 64 to 512, 3x3 stem; {parameters} parameters",
+        make=by_shape(partial(make_resnet, name)),
     )
     for name, parameters in {"resnet18": "11,173,962", "resnet34": "21,282,122"}.items()
 }

@@ -9,7 +9,7 @@ from typing import Any
 from potluck.report import costs, plots, shapes
 from potluck.report.runs import Run
 from potluck.report.shapes import DASHES, Entry, Figure, Panel, axis, layout, line
-from potluck.report.units import plain, score, size
+from potluck.report.units import plain, score, size, title, words
 
 Box = tuple[float, float, float, float]
 """Left, right, low, high."""
@@ -77,7 +77,7 @@ def curves(runs: Sequence[Run], entries: Sequence[Entry], name: str) -> Panel | 
         title = f"{x.title}, log scale" if stretch else x.title
         made = layout(x.axis(title) | stretch, plots.score_axis(runs[0].metric))
         figures.append(Figure(title=x.heading, data=data, layout=made))
-    title = {"mean": f"Mean {runs[0].metric}", "worst": "Worst device"}.get(name, f"Tier {name}")
+    title = {"mean": f"Mean {words(runs[0].metric)}", "worst": "Worst device"}.get(name, f"Tier {name}")
     return Panel(title=title, text="", figures=figures, legend=[entry for _, entry in shown], columns=3)
 
 
@@ -85,15 +85,15 @@ def _curve(run: Run, entry: Entry, name: str, x: plots.Progress) -> dict[str, An
     rounds = shapes.thin(run.evaluated)
     places = x.places(run, rounds)
     hover = f"%{{y:{shapes.score_format(run.metric)}}} · %{{customdata}}"
-    made = line(entry.name, places, [plots.value_of(found.accuracy, name) for found in rounds], entry, hover)
+    made = line(entry.name, places, [plots.value_of(found.scores, name) for found in rounds], entry, hover)
     return made | {"customdata": x.words(places)}
 
 
 def tiers(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
     """Each tier by round, a figure each; none where no run tells its tiers apart."""
     shown = [(run, entry) for run, entry in zip(runs, entries, strict=True) if run.evaluated]
-    names = list(dict.fromkeys(name for run, _ in shown for name in (run.accuracy.tiers if run.accuracy else {})))
-    apart = any(run.accuracy and not shapes.same(list(run.accuracy.tiers.values())) for run, _ in shown)
+    names = list(dict.fromkeys(name for run, _ in shown for name in (run.scores.tiers if run.scores else {})))
+    apart = any(run.scores and not shapes.same(list(run.scores.tiers.values())) for run, _ in shown)
     if not apart:
         return None
     x = plots.progress_axes([run for run, _ in shown])[0]
@@ -106,18 +106,16 @@ def tiers(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
         for name in names
     ]
     legend = [entry for _, entry in shown]
-    return Panel(title=f"{runs[0].metric.capitalize()} by tier", text="", figures=figures, legend=legend, columns=3)
+    return Panel(title=f"{title(runs[0].metric)} by tier", text="", figures=figures, legend=legend, columns=3)
 
 
 def pareto(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
-    """Accuracy against bytes, and the front of those that no other run beats in both."""
-    shown = [
-        (run, entry, run.accuracy) for run, entry in zip(runs, entries, strict=True) if run.accuracy and run.rounds
-    ]
+    """The metric against bytes, and the front of those that no other run beats in both."""
+    shown = [(run, entry, run.scores) for run, entry in zip(runs, entries, strict=True) if run.scores and run.rounds]
     if len(shown) < 2:
         return None
-    points = [(run.traffic.total, accuracy.mean) for run, _, accuracy in shown if accuracy]
-    best = front(points)
+    points = [(run.traffic.total, scores.mean) for run, _, scores in shown if scores]
+    best = front([(x, runs[0].gain(y)) for x, y in points])
     stretch = _spread([x for x, _ in points])
     x = axis("bytes sent, up and down" + (", log scale" if stretch else ""), "~s", "B") | stretch
     sides = _named(points, [entry.name for _, entry, _ in shown], best, log="type" in x)
@@ -125,9 +123,10 @@ def pareto(runs: Sequence[Run], entries: Sequence[Entry]) -> Panel | None:
     for place, (run, entry, _) in enumerate(shown):
         data.append(_point(run, entry, points[place], place in best, sides.get(place)))
     names = ", ".join(shown[place][1].name for place in best)
+    up = "Up" if runs[0].better == "higher" else "Down"
     return Panel(
-        title=f"{runs[0].metric.capitalize()} against bytes",
-        text="Up and to the left is better. Ringed and joined is the Pareto front, the runs that no other beats in "
+        title=f"{title(runs[0].metric)} against bytes",
+        text=f"{up} and to the left is better. Ringed and joined is the Pareto front, the runs that no other beats in "
         f"both: {names}. An open mark is a run that is not finished.",
         figures=[Figure(title="", data=data, layout=layout(x, plots.score_axis(runs[0].metric)), height=400)],
         legend=[Entry(name=entry.name, colour=entry.colour, mark="box") for _, entry, _ in shown],

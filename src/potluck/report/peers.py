@@ -9,7 +9,7 @@ from typing import Any
 
 from potluck.report import ledger
 from potluck.report.ledger import Ledger, Trouble
-from potluck.report.runs import Accuracy, Round, Run
+from potluck.report.runs import Round, Run, Scores
 from potluck.report.tables import replies, table
 from potluck.report.units import NONE, Html, count, score, size
 
@@ -29,19 +29,19 @@ def whole(found: Sequence[Run]) -> list[Run]:
 
 def by_peer(run: Run) -> Html:
     """A row for each device with a model of its own: AD and AL, and what it sent and got; nothing for other runs."""
-    accuracy = run.accuracy
-    if accuracy is None or not accuracy.ad:
+    scores = run.scores
+    if scores is None or not scores.ad:
         return Html("")
     rows: list[list[object]] = []
-    for device in sorted(accuracy.ad):
+    for device in sorted(scores.ad):
         sent = run.ledger.traffic.get(device, ledger.Traffic())
-        own = score(accuracy.al[device], run.metric) if device in accuracy.al else NONE
-        told = score(accuracy.ad[device], run.metric), own
+        own = score(scores.al[device], run.metric) if device in scores.al else NONE
+        told = score(scores.ad[device], run.metric), own
         used = count(run.ledger.aggregated.get(device, 0))
         rows.append([f"device {device}", run.tier_of.get(device, ""), *told, size(sent.up), size(sent.down), used])
     head = ["device", "tier", "all domains (AD)", "its own (AL)", "bytes up", "bytes down", "aggregated"]
     if len(rows) > 1:
-        means = [score(statistics.mean(values), run.metric) for values in (accuracy.ad.values(), accuracy.al.values())]
+        means = [score(statistics.mean(values), run.metric) for values in (scores.ad.values(), scores.al.values())]
         rows.append(["all", "", *means, size(run.traffic.up), size(run.traffic.down), count(replies(run)[0])])
     return table(head, rows, words=2)
 
@@ -66,7 +66,7 @@ def _round(number: int, group: Sequence[Run]) -> Round:
     lines = [(run, line) for run in group for line in run.rounds if line.number == number]
     there = [line for _, line in lines]
     tier_of = group[0].tier_of
-    evaluated = {run.peer: line.accuracy for run, line in lines if line.accuracy is not None and run.peer is not None}
+    evaluated = {run.peer: line.scores for run, line in lines if line.scores is not None and run.peer is not None}
     return Round(
         number=number,
         cohort=sorted({device for line in there for device in line.cohort}),
@@ -76,18 +76,20 @@ def _round(number: int, group: Sequence[Run]) -> Round:
         wall_seconds=max(line.wall_seconds for line in there),
         notes=_means(line.notes for line in there),
         parts=_sums(line.parts for line in there),
-        accuracy=_accuracy(evaluated, tier_of) if evaluated else None,
+        scores=_scores(evaluated, tier_of, group[0].better) if evaluated else None,
+        metric=group[0].metric,
+        better=group[0].better,
     )
 
 
-def _accuracy(evaluated: Mapping[int, Accuracy], tier_of: Mapping[int, str]) -> Accuracy:
+def _scores(evaluated: Mapping[int, Scores], tier_of: Mapping[int, str], better: str) -> Scores:
     by_device = {peer: found.mean for peer, found in sorted(evaluated.items())}
     tiers: dict[str, list[float]] = {}
     for peer, value in by_device.items():
         tiers.setdefault(tier_of.get(peer, ""), []).append(value)
-    return Accuracy(
+    return Scores(
         mean=statistics.mean(by_device.values()),
-        worst=min(by_device.values()),
+        worst=min(by_device.values()) if better == "higher" else max(by_device.values()),
         p10=None,
         tiers={tier: statistics.mean(values) for tier, values in tiers.items()},
         devices=by_device,

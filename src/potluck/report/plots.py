@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from potluck.report import shapes
-from potluck.report.runs import Accuracy, Round, Run
+from potluck.report.runs import Round, Run, Scores
 from potluck.report.shapes import Entry, Figure, Panel, axis, layout, line, round_axis
-from potluck.report.units import duration, plain, score, size
+from potluck.report.units import SHARES, duration, plain, score, size, title, words
 
 BINS = 20
 MOST_TEXT = 120
 """Cells of a heat map that carry their number."""
 
 
-def accuracy_lines(run: Run) -> Panel | None:
+def metric_lines(run: Run) -> Panel | None:
     """Accuracy by round, by bytes and by simulated seconds; none where nothing was evaluated yet."""
     rounds = shapes.thin(run.evaluated)
     if not rounds:
@@ -32,7 +32,7 @@ def accuracy_lines(run: Run) -> Panel | None:
         "devices, the worst device, and the mean of each tier."
     )
     figures = [_against(run, rounds, legend, x) for x in progress_axes([run])]
-    return Panel(title=_metric(run), text=text, figures=figures, legend=() if one else legend, columns=3)
+    return Panel(title=title(run.metric), text=text, figures=figures, legend=() if one else legend, columns=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +87,17 @@ def progress_axes(runs: Sequence[Run]) -> list[Progress]:
 
 def _curves(run: Run, rounds: Sequence[Round]) -> tuple[set[str], bool]:
     """The names of the curves worth drawing, and whether they are all one."""
-    found = [line.accuracy for line in rounds if line.accuracy is not None]
+    found = [line.scores for line in rounds if line.scores is not None]
     if all(shapes.same([a.mean, a.worst, *a.tiers.values()]) for a in found):
         return {"mean"}, True
     return {"mean", "worst", *(name for a in found for name in a.tiers)}, False
 
 
-def value_of(accuracy: Accuracy | None, name: str) -> float | None:
+def value_of(scores: Scores | None, name: str) -> float | None:
     """The mean, the worst, or a tier's accuracy."""
-    if accuracy is None:
+    if scores is None:
         return None
-    return {"mean": accuracy.mean, "worst": accuracy.worst}.get(name, accuracy.tiers.get(name))
+    return {"mean": scores.mean, "worst": scores.worst}.get(name, scores.tiers.get(name))
 
 
 def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Progress) -> Figure:
@@ -105,7 +105,7 @@ def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Prog
     words = x.words(places)
     data = []
     for entry in legend:
-        y = [value_of(found.accuracy, entry.name) for found in rounds]
+        y = [value_of(found.scores, entry.name) for found in rounds]
         made = line(entry.name, places, y, entry, f"%{{y:{shapes.score_format(run.metric)}}}")
         made["line"]["width"] = 3 if entry.name == "mean" else 1.75
         made["customdata"] = words
@@ -120,37 +120,33 @@ def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Prog
 
 def score_axis(metric: str, title: str = "") -> dict[str, object]:
     """The axis of a metric."""
-    return axis(title, ".0%" if metric == "accuracy" else "")
-
-
-def _metric(run: Run) -> str:
-    return run.metric[:1].upper() + run.metric[1:]
+    return axis(title, ".0%" if metric in SHARES else "")
 
 
 def final(run: Run) -> Panel | None:
     """The last evaluated round by device, where devices own their models; else by tier."""
-    accuracy = run.accuracy
-    if accuracy is None:
+    scores = run.scores
+    if scores is None:
         return None
-    if not accuracy.devices:
-        return _by_tier(run, accuracy)
-    if len(accuracy.devices) > shapes.MOST_DEVICES:
-        return _histogram(run, accuracy)
-    return _by_device(run, accuracy)
+    if not scores.devices:
+        return _by_tier(run, scores)
+    if len(scores.devices) > shapes.MOST_DEVICES:
+        return _histogram(run, scores)
+    return _by_device(run, scores)
 
 
-def _by_tier(run: Run, accuracy: Accuracy) -> Panel | None:
-    if shapes.same(list(accuracy.tiers.values())) or not accuracy.tiers:
+def _by_tier(run: Run, scores: Scores) -> Panel | None:
+    if shapes.same(list(scores.tiers.values())) or not scores.tiers:
         return None
-    ordered = sorted(accuracy.tiers, key=lambda tier: accuracy.tiers[tier])
+    ordered = sorted(scores.tiers, key=lambda tier: run.gain(scores.tiers[tier]))
     worst = ordered[0]
     colours = {entry.name: entry.colour for entry in shapes.series([tier.name for tier in run.tiers])}
     data = {
         "type": "bar",
         "orientation": "h",
-        "x": [accuracy.tiers[tier] for tier in ordered],
+        "x": [scores.tiers[tier] for tier in ordered],
         "y": [plain(tier) for tier in ordered],
-        "text": [score(accuracy.tiers[t], run.metric) + (" · worst" if t == worst else "") for t in ordered],
+        "text": [score(scores.tiers[t], run.metric) + (" · worst" if t == worst else "") for t in ordered],
         "textposition": "auto",
         "marker": {
             "color": [colours.get(tier, shapes.MUTED) for tier in ordered],
@@ -159,19 +155,17 @@ def _by_tier(run: Run, accuracy: Accuracy) -> Panel | None:
         "hovertemplate": f"%{{y}}: %{{x:{shapes.score_format(run.metric)}}}<extra></extra>",
     }
     y = axis() | {"type": "category"}
-    figure = Figure(
-        title="", data=[data], layout=layout(score_axis(run.metric), y), height=70 + 38 * len(accuracy.tiers)
-    )
+    figure = Figure(title="", data=[data], layout=layout(score_axis(run.metric), y), height=70 + 38 * len(scores.tiers))
     return Panel(
-        title="Final accuracy by tier",
+        title=f"Final {words(run.metric)} by tier",
         text="One model a tier, so a bar is the figure of each of its devices. The hatched bar is the worst tier.",
         figures=[figure],
     )
 
 
-def _by_device(run: Run, accuracy: Accuracy) -> Panel:
+def _by_device(run: Run, scores: Scores) -> Panel:
     tier_of = run.tier_of
-    ordered = sorted(accuracy.devices, key=lambda device: (-accuracy.devices[device], device))
+    ordered = sorted(scores.devices, key=lambda device: (-run.gain(scores.devices[device]), device))
     worst = ordered[-1]
     legend = [Entry(name=e.name, colour=e.colour, mark="box") for e in shapes.series([tier.name for tier in run.tiers])]
     data = []
@@ -182,7 +176,7 @@ def _by_device(run: Run, accuracy: Accuracy) -> Panel:
                 "type": "bar",
                 "name": plain(entry.name),
                 "x": [str(device) for device in mine],
-                "y": [accuracy.devices[device] for device in mine],
+                "y": [scores.devices[device] for device in mine],
                 "marker": {
                     "color": entry.colour,
                     "pattern": {"shape": ["/" if device == worst else "" for device in mine]},
@@ -193,16 +187,16 @@ def _by_device(run: Run, accuracy: Accuracy) -> Panel:
     x = axis("device, best to worst") | {"type": "category", "categoryarray": [str(device) for device in ordered]}
     made = layout(x | {"categoryorder": "array", "tickangle": 0}, score_axis(run.metric), mode="overlay")
     return Panel(
-        title="Final accuracy by device",
+        title=f"Final {words(run.metric)} by device",
         text=f"Each device has a model of its own. The worst one, hatched, is device {worst} "
-        f"({tier_of.get(worst, 'unknown tier')}) with {score(accuracy.devices[worst], run.metric)}.",
+        f"({tier_of.get(worst, 'unknown tier')}) with {score(scores.devices[worst], run.metric)}.",
         figures=[Figure(title="", data=data, layout=made, height=300)],
         legend=legend,
     )
 
 
-def _histogram(run: Run, accuracy: Accuracy) -> Panel:
-    values, tier_of = accuracy.devices, run.tier_of
+def _histogram(run: Run, scores: Scores) -> Panel:
+    values, tier_of = scores.devices, run.tier_of
     low, high = min(values.values()), max(values.values())
     width = (high - low) / BINS or 1.0
     middles = [low + (place + 0.5) * width for place in range(BINS)]
@@ -217,10 +211,10 @@ def _histogram(run: Run, accuracy: Accuracy) -> Panel:
         marker = {"color": entry.colour}
         name = plain(entry.name)
         data.append({"type": "bar", "name": name, "x": middles, "y": counts, "hovertemplate": hover, "marker": marker})
-    worst = min(values, key=lambda device: (values[device], device))
-    made = layout(score_axis(run.metric, "accuracy") | {"title": {"text": plain(run.metric)}}, axis("devices"))
+    worst = min(values, key=lambda device: (run.gain(values[device]), device))
+    made = layout(score_axis(run.metric) | {"title": {"text": plain(words(run.metric))}}, axis("devices"))
     return Panel(
-        title="Final accuracy of the devices",
+        title=f"Final {words(run.metric)} of the devices",
         text=f"How many of the {len(values):,} devices reached what. The worst is device {worst} "
         f"({tier_of.get(worst, 'unknown tier')}) with {score(values[worst], run.metric)}.",
         figures=[Figure(title="", data=data, layout=made | {"barmode": "stack", "bargap": 0.05}, height=300)],
@@ -230,10 +224,10 @@ def _histogram(run: Run, accuracy: Accuracy) -> Panel:
 
 def domains(run: Run) -> Panel | None:
     """Accuracy by domain of the last evaluated round: rows are devices where each has its own model, else tiers."""
-    accuracy = run.accuracy
-    if accuracy is None or not accuracy.domains:
+    scores = run.scores
+    if scores is None or not scores.domains:
         return None
-    rows = _domain_rows(run, accuracy)
+    rows = _domain_rows(run, scores)
     wide = max(len(values) for values in rows.values())
     cells = wide * len(rows)
     data = {
@@ -246,27 +240,27 @@ def domains(run: Run) -> Panel | None:
         "xgap": 2,
         "ygap": 2,
         "showscale": cells > MOST_TEXT,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%" if run.metric == "accuracy" else ""},
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%" if run.metric in SHARES else ""},
         "hovertemplate": f"%{{y}}, %{{x}}: %{{z:{shapes.score_format(run.metric)}}}<extra></extra>",
     }
     y = axis() | {"type": "category", "autorange": "reversed", "showgrid": False}
     made = layout(axis() | {"showgrid": False, "type": "category"}, y)
     return Panel(
-        title="Final accuracy by domain",
+        title=f"Final {words(run.metric)} by domain",
         text="The same models, on the test samples of each domain apart.",
         figures=[Figure(title="", data=[data], layout=made, height=max(130, 60 + min(40, 30) * len(rows)))],
     )
 
 
-def _domain_rows(run: Run, accuracy: Accuracy) -> dict[str, list[float]]:
+def _domain_rows(run: Run, scores: Scores) -> dict[str, list[float]]:
     tier_of = run.tier_of
-    if accuracy.devices and len(accuracy.domains) <= 40:
+    if scores.devices and len(scores.domains) <= 40:
         return {
-            f"device {device} ({tier_of.get(device, '?')})": list(v) for device, v in sorted(accuracy.domains.items())
+            f"device {device} ({tier_of.get(device, '?')})": list(v) for device, v in sorted(scores.domains.items())
         }
     rows: dict[str, list[float]] = {}
     for tier in run.tiers:
-        found = [accuracy.domains[device] for device in tier.devices if device in accuracy.domains]
+        found = [scores.domains[device] for device in tier.devices if device in scores.domains]
         if found:
             rows[tier.name] = [sum(column) / len(column) for column in zip(*found, strict=False)]
     values = list(rows.values())

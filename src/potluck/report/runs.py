@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from potluck.report.ledger import Ledger, Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
+class Scores:
     """What a round's evaluation found. Figures by device and domain are kept for the last evaluated round only.
 
-    ``ad`` and ``al``: accuracy on all domains and on a device's own, of personal models.
+    ``ad`` and ``al``: the metric on all domains and on a device's own, of personal models.
     """
 
     mean: float
@@ -47,7 +47,14 @@ class Round:
     wall_seconds: float
     notes: Mapping[str, Mapping[str, float]]
     parts: Mapping[str, float]
-    accuracy: Accuracy | None
+    scores: Scores | None
+    metric: str = ""
+    """The name of the metric, where the line says it."""
+    better: str = "higher"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means of all metrics over devices."""
+    breakdown: Mapping[str, float] = field(default_factory=dict)
+    """The metric of each class, label or target, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,8 @@ class Run:
     seed: int
     planned: int
     metric: str
+    better: str
+    """Which way the metric is better: higher or lower."""
     experiment: Mapping[str, Any]
     toml: str
     tiers: Sequence[Tier]
@@ -80,6 +89,10 @@ class Run:
     summary: Mapping[str, Any]
     peer: int | None = None
     config: str = ""
+
+    def gain(self, value: float) -> float:
+        """The metric as something of which more is better."""
+        return value if self.better == "higher" else -value
 
     @property
     def done(self) -> int:
@@ -94,12 +107,12 @@ class Run:
     @property
     def evaluated(self) -> Sequence[Round]:
         """The rounds that were evaluated."""
-        return [line for line in self.rounds if line.accuracy is not None]
+        return [line for line in self.rounds if line.scores is not None]
 
     @property
-    def accuracy(self) -> Accuracy | None:
+    def scores(self) -> Scores | None:
         """What the last evaluated round found."""
-        return next((line.accuracy for line in reversed(self.rounds) if line.accuracy is not None), None)
+        return next((line.scores for line in reversed(self.rounds) if line.scores is not None), None)
 
     @property
     def tier_of(self) -> Mapping[int, str]:
@@ -147,6 +160,7 @@ def read(path: Path) -> Run:
     # The manifest is read before the logs: a run that goes on meanwhile makes them longer, never shorter.
     lengths, facts = _manifest(path / "state" / "manifest.json")
     rounds = _rounds(path / "rounds.jsonl", lengths.get("rounds"))
+    metric, better = _metric(rounds, table)
     try:
         return Run(
             path=path,
@@ -154,7 +168,8 @@ def read(path: Path) -> Run:
             method=str(table["method"]["name"]),
             seed=int(table["seed"]),
             planned=int(table["rounds"]),
-            metric=str(table.get("evaluate", {}).get("metric", "accuracy")),
+            metric=metric,
+            better=better,
             experiment=table,
             toml=text,
             tiers=_tiers(table),
@@ -170,6 +185,15 @@ def read(path: Path) -> Run:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise RunFolderError(f"{path / 'experiment.toml'}: damaged, {error}") from None
+
+
+def _metric(rounds: Sequence[Round], table: Mapping[str, Any]) -> tuple[str, str]:
+    """(name, which way is better): as the rounds say, or else, in folders of version 0.1, the experiment."""
+    named = next((line for line in reversed(rounds) if line.metric), None)
+    if named is not None:
+        return named.metric, named.better
+    asked = str(table.get("evaluate", {}).get("metric", "accuracy"))
+    return "accuracy" if asked == "task" else asked, "higher"
 
 
 def _experiment(place: Path) -> tuple[str, dict[str, Any]]:
@@ -221,7 +245,7 @@ def _rounds(place: Path, length: int | None) -> list[Round]:
     rounds: list[Round] = []
     last: int | None = None
     for line in logs.made(place, length, _round):
-        if line.accuracy is not None:
+        if line.scores is not None:
             if last is not None:
                 rounds[last] = _without_devices(rounds[last])
             last = len(rounds)
@@ -230,8 +254,8 @@ def _rounds(place: Path, length: int | None) -> list[Round]:
 
 
 def _without_devices(line: Round) -> Round:
-    assert line.accuracy is not None
-    return replace(line, accuracy=replace(line.accuracy, devices={}, domains={}, ad={}, al={}))
+    assert line.scores is not None
+    return replace(line, scores=replace(line.scores, devices={}, domains={}, ad={}, al={}), metrics={}, breakdown={})
 
 
 def _round(line: Mapping[str, Any]) -> Round:
@@ -248,13 +272,17 @@ def _round(line: Mapping[str, Any]) -> Round:
             for tier, notes in line.get("notes", {}).items()
         },
         parts={str(part): float(seconds) for part, seconds in line.get("parts", {}).items()},
-        accuracy=_accuracy(line["accuracy"]) if line.get("accuracy") else None,
+        scores=_scores(line.get("metric") or line["accuracy"]) if line.get("metric") or line.get("accuracy") else None,
+        metric=str(line.get("metric", {}).get("name", "")),
+        better=str(line.get("metric", {}).get("better", "higher")),
+        metrics={str(name): float(value) for name, value in line.get("metrics", {}).items()},
+        breakdown={str(name): float(value) for name, value in line.get("breakdown", {}).items()},
     )
 
 
-def _accuracy(found: Mapping[str, Any]) -> Accuracy:
+def _scores(found: Mapping[str, Any]) -> Scores:
     p10 = found.get("p10")
-    return Accuracy(
+    return Scores(
         mean=float(found["mean"]),
         worst=float(found["worst"]),
         p10=None if p10 is None else float(p10),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from potluck.report.units import plain
+from potluck.report.units import SHARES, plain
 
 Point = TypeVar("Point")
 MOST_POINTS = 500
@@ -141,7 +141,7 @@ def time_unit(longest: float) -> tuple[float, str]:
 
 def score_format(metric: str) -> str:
     """The d3 format of a metric."""
-    return ".1%" if metric == "accuracy" else ".4~g"
+    return ".1%" if metric in SHARES else ".4~g"
 
 
 def same(values: Sequence[float], tolerance: float = 1e-9) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from potluck.report import ledger
 from potluck.report.ledger import WRONG, Traffic
 from potluck.report.runs import Run
-from potluck.report.units import NONE, Html, count, duration, esc, number, ranges, score, size
+from potluck.report.units import NONE, SHARES, Html, count, duration, esc, number, ranges, score, size, words
 
 MOST_TROUBLES = 200
 LONG = 32
@@ -41,17 +41,17 @@ def _kind(place: int, words: int, value: object) -> str:
 
 def headline(run: Run) -> Html:
     """The numbers a reader looks for first, large."""
-    accuracy, sent = run.accuracy, run.traffic
+    scores, sent = run.scores, run.traffic
     last = run.rounds[-1] if run.rounds else None
     cards: list[tuple[str, str, str]] = []
-    if accuracy is not None:
+    if scores is not None:
         at = run.evaluated[-1].number
         cards += [
-            (f"mean {run.metric}", score(accuracy.mean, run.metric), f"over devices, after round {at}"),
-            ("worst device", score(accuracy.worst, run.metric), f"10th percentile {score(accuracy.p10, run.metric)}"),
+            (f"mean {words(run.metric)}", score(scores.mean, run.metric), f"over devices, after round {at}"),
+            ("worst device", score(scores.worst, run.metric), f"10th percentile {score(scores.p10, run.metric)}"),
         ]
     else:
-        cards.append((run.metric, NONE, "not evaluated yet"))
+        cards.append((words(run.metric), NONE, "not evaluated yet"))
     wall = run.summary.get("wall_seconds", last.wall_seconds if last else None)
     cards += [
         ("bytes sent", size(sent.total), f"{size(sent.up)} up, {size(sent.down)} down{_as_messages(run)}"),
@@ -102,8 +102,17 @@ def warnings(run: Run) -> list[str]:
 
 def by_tier(run: Run) -> Html:
     """A row for each tier: what it has, what it reached, what it cost."""
-    accuracy, parameters = run.accuracy, run.summary.get("parameters", {})
-    head = ["tier", "devices", "up / down link", run.metric, "parameters", "bytes up", "bytes down", "aggregated"]
+    scores, parameters = run.scores, run.summary.get("parameters", {})
+    head = [
+        "tier",
+        "devices",
+        "up / down link",
+        words(run.metric),
+        "parameters",
+        "bytes up",
+        "bytes down",
+        "aggregated",
+    ]
     rows: list[Sequence[object]] = []
     for tier in run.tiers:
         sent = ledger.add(run.ledger.traffic[d] for d in tier.devices if d in run.ledger.traffic)
@@ -114,7 +123,7 @@ def by_tier(run: Run) -> Html:
                 tier.name,
                 count(len(tier.devices)),
                 f"{up} / {down} Mbit/s",
-                score(accuracy.tiers.get(tier.name) if accuracy else None, run.metric),
+                score(scores.tiers.get(tier.name) if scores else None, run.metric),
                 count(parameters.get(tier.name)),
                 size(sent.up),
                 size(sent.down),
@@ -122,6 +131,24 @@ def by_tier(run: Run) -> Html:
             ]
         )
     return table(head, rows)
+
+
+def metrics(run: Run) -> Html:
+    """All metrics of the last evaluated round, and the one that runs are judged by for each class, label or target."""
+    last = next(iter(run.evaluated[-1:]), None)
+    if last is None or not last.metrics:
+        return Html("")
+    named = [[words(name), score(value, name)] for name, value in last.metrics.items()]
+    made = table(["metric", "mean over devices"], named)
+    if not last.breakdown:
+        return made
+    parts = [[name, score(value, PART_METRIC.get(run.metric, run.metric))] for name, value in last.breakdown.items()]
+    return Html(made + table(["of", PART_TITLE.get(run.metric, words(run.metric))], parts))
+
+
+PART_METRIC = {"accuracy": "accuracy", "balanced_accuracy": "accuracy", "macro_f1": "accuracy", "top5": "accuracy"}
+PART_TITLE = dict.fromkeys(PART_METRIC, "recall")
+"""What a task with classes says of each of them."""
 
 
 def troubles(run: Run) -> Html:
@@ -212,14 +239,14 @@ def comparison(runs: Sequence[Run], labels: Sequence[str]) -> Html:
 
 
 def _comparison_row(run: Run, tiers: Sequence[str]) -> list[object]:
-    accuracy, sent = run.accuracy, run.traffic
+    scores, sent = run.scores, run.traffic
     return [
         run.method,
         run.seed,
         str(run.done) if run.finished else f"{run.done} of {run.planned}",
-        score(accuracy.mean if accuracy else None, run.metric),
-        score(accuracy.worst if accuracy else None, run.metric),
-        *(score(accuracy.tiers.get(tier) if accuracy else None, run.metric) for tier in tiers),
+        score(scores.mean if scores else None, run.metric),
+        score(scores.worst if scores else None, run.metric),
+        *(score(scores.tiers.get(tier) if scores else None, run.metric) for tier in tiers),
         size(sent.up),
         size(sent.down),
         size(sent.total),
@@ -241,11 +268,11 @@ def over_seeds(groups: Mapping[str, Sequence[Run]]) -> Html | None:
     """A row for each method with several seeds: mean and sample deviation over finished runs."""
     rows: list[Sequence[object]] = []
     for name, runs in groups.items():
-        done = [run for run in runs if run.finished and run.accuracy is not None]
+        done = [run for run in runs if run.finished and run.scores is not None]
         if len(done) < 2:
             continue
-        means = [run.accuracy.mean for run in done if run.accuracy]
-        worsts = [run.accuracy.worst for run in done if run.accuracy]
+        means = [run.scores.mean for run in done if run.scores]
+        worsts = [run.scores.worst for run in done if run.scores]
         sent: list[Traffic] = [run.traffic for run in done]
         metric = done[0].metric
         rows.append(
@@ -264,7 +291,7 @@ def over_seeds(groups: Mapping[str, Sequence[Run]]) -> Html | None:
 
 def _spread(values: Sequence[float], metric: str) -> str:
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
-    if metric == "accuracy":
+    if metric in SHARES:
         return f"{100 * mean:.1f} ± {100 * deviation:.1f}%"
     return f"{mean:.4g} ± {deviation:.2g}"
 

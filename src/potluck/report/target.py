@@ -1,4 +1,4 @@
-"""What it takes to reach an accuracy, and a comparison in one row a method."""
+"""What it takes to reach a goal, and a comparison in one row a method."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from potluck.report.compare import groups
 from potluck.report.runs import Run
+from potluck.report.units import SHARES
 
 SHARE = 0.9
-"""The default target: so much of the best run's last mean, in whole percent."""
+"""The default target: so much of the best run's last mean, of shares in whole percent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +66,26 @@ class Side:
 
 
 def target_of(runs: Sequence[Run], wanted: float | None = None) -> float | None:
-    """The target: as told, or 90 % of the best last mean; None for metrics other than accuracy, or of nothing."""
+    """The target: as told, or what is 10 % worse than the best last mean; None where runs have no common metric."""
     if wanted is not None:
         return wanted
-    found = [run.accuracy.mean for run in runs if run.accuracy and run.metric == "accuracy"]
-    return math.floor(100 * SHARE * max(found)) / 100 if found else None
+    found = [run.scores.mean for run in runs if run.scores]
+    if not found or len({run.metric for run in runs}) > 1 or min(found) < 0:
+        return None
+    if runs[0].better == "lower":
+        return float(f"{min(found) / SHARE:.3g}")
+    return (
+        math.floor(100 * SHARE * max(found)) / 100 if runs[0].metric in SHARES else float(f"{SHARE * max(found):.3g}")
+    )
 
 
 def reached(run: Run, target: float | None) -> Reached | None:
-    """The first evaluated round whose mean is the target or more; None where there is none."""
+    """The first evaluated round whose mean is the target or better; None where there is none."""
     if target is None:
         return None
     sent = itertools.accumulate(line.traffic.total for line in run.rounds)
     for line, total in zip(run.rounds, sent, strict=True):
-        if line.accuracy is not None and line.accuracy.mean >= target:
+        if line.scores is not None and run.gain(line.scores.mean) >= run.gain(target):
             return Reached(round=line.number, bytes=total, simulated_seconds=line.simulated_seconds)
     return None
 
@@ -94,7 +101,7 @@ def _side(name: str, runs: Sequence[Run], target: float | None) -> Side:
     def mean(of: Callable[[Run], float]) -> float:
         return statistics.fmean(map(of, runs)) if runs else math.nan
 
-    scored = [run.accuracy for run in runs if run.accuracy]
+    scored = [run.scores for run in runs if run.scores]
     tiers = dict.fromkeys(tier.name for run in runs for tier in run.tiers)
     return Side(
         method=name,

@@ -61,11 +61,26 @@ def count(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+SHARES = ("accuracy", "balanced_accuracy", "top5", "token_accuracy", "macro_f1", "micro_f1", "exact_match")
+"""Metrics that are read in percent."""
+
+
 def score(value: float | None, metric: str = "accuracy") -> str:
-    """An accuracy in percent; any other metric as a number."""
+    """A share in percent; any other metric as a number."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if metric in SHARES else f"{value:.4g}"
+
+
+def words(metric: str) -> str:
+    """The name of a metric as a person reads it: ``token accuracy``, ``RMSE``."""
+    return {"rmse": "RMSE", "mae": "MAE", "r2": "R2", "auroc": "AUROC"}.get(metric, metric.replace("_", " "))
+
+
+def title(metric: str) -> str:
+    """The same at the beginning of a line."""
+    told = words(metric)
+    return told[:1].upper() + told[1:]
 
 
 def number(value: object) -> str:

@@ -41,10 +41,10 @@ def test_each_device_has_its_file_and_each_gives_to_the_public(tmp_path: Path) -
     assert shares.public is not None
     assert shares.held is not None
     for device, shard in enumerate(shares.train):
-        assert set(shard.images[shard.index].flatten().tolist()) == {device}
-    assert [int((shares.public.images[shares.public.index, 0, 0, 0] == d).sum()) for d in range(3)] == [1, 2, 3]
+        assert set(shard.samples[shard.index].flatten().tolist()) == {device}
+    assert [int((shares.public.samples[shares.public.index, 0, 0, 0] == d).sum()) for d in range(3)] == [1, 2, 3]
     assert sum(len(shard) for shard in shares.train) + len(shares.public) + len(shares.held) == 60
-    assert set(shares.test.images.flatten().tolist()) == {200}
+    assert set(shares.test.samples.flatten().tolist()) == {200}
     assert shares.tests is None
 
 
@@ -56,7 +56,7 @@ def test_tests_of_the_devices_replace_those_of_the_source(tmp_path: Path) -> Non
     assert shares.tests is not None
     for device, shard in enumerate(shares.tests):
         assert len(shard) == 2 + device
-        assert set(shard.images[shard.index].flatten().tolist()) == {100 + device}
+        assert set(shard.samples[shard.index].flatten().tolist()) == {100 + device}
         assert shard.d is not None
         assert set(shard.d.tolist()) == {device}
     assert len(shares.test) == 9
@@ -69,7 +69,7 @@ def test_tests_of_the_devices_replace_those_of_the_source(tmp_path: Path) -> Non
         ({"y": None}, "d1.npz holds no array 'y_train'"),
         ({"y": np.arange(9) % 2}, "10 samples but 9 labels"),
         ({"y": np.arange(10) % 3}, "label 2 is out of range, expected 0..1 as in the source 'common'"),
-        ({"y": np.arange(10) / 2}, "whole numbers"),
+        ({"y": np.arange(10) / 2}, "has type float64, expected whole numbers"),
         ({"x": np.zeros((10, 9, 9), np.uint8)}, r"shape \(1, 9, 9\).*expected \(1, 8, 8\)"),
         ({"x": np.zeros((10, 8, 8))}, r"type torch.float32, expected .* torch.uint8"),
         ({"x": np.zeros((0, 8, 8), np.uint8), "y": np.arange(0)}, "is empty"),

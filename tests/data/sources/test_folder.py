@@ -33,7 +33,7 @@ def test_class_folders_are_split_and_labelled_by_name(tmp_path: Path) -> None:
     data = load(f"folder:{tmp_path}")
     assert data.x_train.shape == (16, 3, 9, 10)
     assert data.x_test.shape == (4, 3, 9, 10)
-    assert data.class_names == ("cat", "dog")
+    assert data.facts.names == ("cat", "dog")
     assert not data.own_test
     for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         assert ((x[:, 0, 0, 0] >= 100) == (y == 1)).all()
@@ -50,10 +50,10 @@ def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
 
 def test_grey_images_have_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
     classes(tmp_path, 5, "L")
-    assert load(f"folder:{tmp_path}").shape == (1, 9, 10)
+    assert load(f"folder:{tmp_path}").inputs.shape == (1, 9, 10)
     paint(tmp_path / "cat" / "colour.png", 7, "RGBA")
     data = load(f"folder:{tmp_path}")
-    assert data.shape == (3, 9, 10)
+    assert data.inputs.shape == (3, 9, 10)
     assert {(int(x[0, 0, 0]), int(x[1, 0, 0])) for x in data.x_train} | {
         (int(x[0, 0, 0]), int(x[1, 0, 0])) for x in data.x_test
     } == {(v, v) for v in (0, 1, 2, 3, 4, 100, 101, 102, 103, 104)} | {(7, 1)}

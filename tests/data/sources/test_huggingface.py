@@ -13,6 +13,7 @@ from datasets.utils import logging as bars
 from PIL import Image
 
 from potluck.core.errors import DataError
+from potluck.data.source import Reading
 from potluck.data.sources import load
 
 
@@ -42,19 +43,19 @@ def test_a_saved_set_with_two_splits(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table(10), "test": table(4)}).save_to_disk(tmp_path / "saved")
     data = load(f"hf:{tmp_path}/saved")
     assert data.x_train.shape == (10, 1, 9, 8)
-    assert (len(data.x_test), data.own_test, data.class_names) == (4, True, ("even", "odd"))
+    assert (len(data.x_test), data.own_test, data.facts.names) == (4, True, ("even", "odd"))
     assert (data.x_train[:, 0, 0, 0] % 2 == data.y_train).all()
     assert sorted(data.x_train[:, 0, 0, 0].tolist()) == list(range(10))
 
 
 def test_a_saved_set_with_one_split_and_ids(tmp_path: Path) -> None:
     table(20, writer=[f"w{i // 5}" for i in range(20)]).save_to_disk(tmp_path / "saved")
-    data = load(f"hf:{tmp_path}/saved", column="writer")
+    data = load(f"hf:{tmp_path}/saved", Reading(column="writer"))
     assert (len(data.x_train), len(data.x_test), data.own_test) == (16, 4, False)
     assert data.owner_train is not None
     assert (data.x_train[:, 0, 0, 0] // 5 == data.owner_train).all()
     with pytest.raises(DataError, match=r"no column 'user' of natural ids \(columns: img, label, writer\)"):
-        load(f"hf:{tmp_path}/saved", column="user")
+        load(f"hf:{tmp_path}/saved", Reading(column="user"))
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
             for i, picture in enumerate(pictures(count)):
                 picture.save(tmp_path / "set" / part / name / f"{i}.png")
     data = load(f"hf:{tmp_path}/set")
-    assert (len(data.x_train), len(data.x_test), data.class_names) == (8, 4, ("cat", "dog"))
+    assert (len(data.x_train), len(data.x_test), data.facts.names) == (8, 4, ("cat", "dog"))
 
 
 def test_a_parquet_file_of_rows(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_parquet_file_of_rows(tmp_path: Path) -> None:
         tmp_path / "rows.parquet"
     )
     data = load(f"hf:{tmp_path}/rows.parquet")
-    assert (data.shape, data.classes, data.class_names) == ((5,), 3, None)
+    assert (data.inputs.shape, data.facts.outputs, data.facts.names) == ((5,), 3, ())
     assert len(data.x_train) == 16
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError
+from potluck.data.source import Reading
 from potluck.data.sources import load
 from potluck.data.sources.npz import images
 
@@ -38,7 +39,7 @@ def test_the_arrays_come_back(tmp_path: Path) -> None:
     assert np.array_equal(data.x_train.numpy(), arrays["x_train"])
     assert np.array_equal(data.y_test.numpy(), arrays["y_test"])
     assert data.y_train.dtype == torch.int64
-    assert (data.classes, data.own_test, data.owner_train, data.domain_train) == (3, True, None, None)
+    assert (data.facts.outputs, data.own_test, data.owner_train, data.domain_train) == (3, True, None, None)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_ids_are_numbered_in_their_order(tmp_path: Path) -> None:
     source = saved(tmp_path, good() | {"id_train": who, "user": np.arange(12) % 2, "device_train": np.arange(12) % 4})
     assert load(source).owner_train is not None
     assert load(source).owner_train.tolist() == [2, 0, 1] * 4  # type: ignore[union-attr]
-    assert load(source, column="user").owner_train.tolist() == [0, 1] * 6  # type: ignore[union-attr]
-    assert load(source, column="device").owner_train.tolist() == [0, 1, 2, 3] * 3  # type: ignore[union-attr]
+    assert load(source, Reading(column="user")).owner_train.tolist() == [0, 1] * 6  # type: ignore[union-attr]
+    assert load(source, Reading(column="device")).owner_train.tolist() == [0, 1, 2, 3] * 3  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"no column 'writer'.*columns: device_train, id_train, user"):
-        load(source, column="writer")
+        load(source, Reading(column="writer"))
 
 
 def test_domains_and_names_are_kept(tmp_path: Path) -> None:
@@ -92,8 +93,8 @@ def test_domains_and_names_are_kept(tmp_path: Path) -> None:
     assert data.domain_train is not None
     assert data.domain_test is not None
     assert data.domain_train.tolist() == [0, 1] * 6
-    assert data.class_names == ("a", "b", "c", "d")
-    assert data.classes == 4
+    assert data.facts.names == ("a", "b", "c", "d")
+    assert data.facts.outputs == 4
 
 
 def test_without_test_arrays_a_fifth_is_held_out(tmp_path: Path) -> None:
@@ -120,15 +121,15 @@ def nan(arrays: Arrays) -> Arrays:
         (lambda a: {k: v for k, v in a.items() if k != "y_test"}, "no array 'y_test'"),
         (lambda a: a | {"y_train": a["y_train"][:-1]}, "12 training samples but 11 labels"),
         (lambda a: a | {"y_test": a["y_test"][:-1]}, "6 test samples but 5 labels"),
-        (lambda a: a | {"y_train": a["y_train"] - 1}, "negative label -1"),
-        (lambda a: a | {"y_train": a["y_train"] + 0.5}, "whole numbers"),
-        (lambda a: a | {"y_train": a["y_train"].astype(str)}, "whole numbers"),
-        (lambda a: a | {"y_train": np.eye(3)[a["y_train"]]}, "one label per sample"),
+        (lambda a: a | {"y_train": a["y_train"] * 1.0}, "holds 3 whole numbers, which may be classes or numbers"),
+        (lambda a: a | {"y_train": a["y_train"] * 1j}, "expected numbers, or text"),
+        (lambda a: a | {"y_train": np.eye(3)[a["y_train"]]}, "expected the same"),
+        (lambda a: a | {"y_train": np.zeros((12, 2, 2))}, "one label per sample"),
         (lambda a: a | {"y_train": a["y_train"] * 0}, "all training samples are of class 0"),
-        (lambda a: a | {"y_train": a["y_train"] * 1000}, "label 2000 among 12"),
+        (lambda a: a | {"y_train": np.arange(12) * 1000}, "holds 14 different labels among 12 samples"),
         (lambda a: a | {"y_test": a["y_test"] + 1}, "label 3, which is out of range: expected 0..2"),
         (lambda a: a | {"class_names": np.array(["a", "b"])}, "label 2, which is out of range: expected 0..1"),
-        (lambda a: a | {"y_train": np.full(12, 2**63, dtype=np.uint64)}, "holds the label 9223372036854775808"),
+        (lambda a: a | {"y_train": np.full(12, 2**63, dtype=np.uint64)}, "all training samples are of class 3"),
         (nan, "1 values that are not finite"),
         (lambda a: a | {"x_train": a["x_train"] * 1e300, "x_test": a["x_test"] * 1.0}, "not finite"),
         (lambda a: a | {"x_train": a["x_train"].astype(str)}, "expected numbers"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from potluck.core.errors import DataError, MissingExtraError
+from potluck.data.source import Reading
 from potluck.data.sources import SOURCES, load
 
 
@@ -51,12 +52,12 @@ def test_importing_the_sources_loads_no_optional_package() -> None:
 
 def test_digits_are_all_there_and_split_by_class() -> None:
     data = load("digits")
-    assert data.shape == (1, 8, 8)
+    assert data.inputs.shape == (1, 8, 8)
     assert len(data.x_train) + len(data.x_test) == 1797
     assert len(data.x_test) == 359
     assert data.x_train.dtype == torch.float32
     assert (float(data.x_train.min()), float(data.x_train.max())) == (0.0, 1.0)
-    assert data.classes == 10
+    assert data.facts.outputs == 10
     assert not data.own_test
     shares = data.y_test.bincount() / (data.y_test.bincount() + data.y_train.bincount())
     assert torch.allclose(shares, torch.tensor(0.2), atol=0.01)
@@ -90,7 +91,7 @@ def test_idx_reads_the_four_files(tmp_path: Path, end: str) -> None:
     assert np.array_equal(data.x_train[:, 0].numpy(), x)
     assert np.array_equal(data.y_train.numpy(), y)
     assert np.array_equal(data.x_test[:, 0].numpy(), x_test)
-    assert data.classes == 3
+    assert data.facts.outputs == 3
 
 
 def test_idx_with_test_files_alone_splits_them(tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_cifar10_reads_the_binary_batches(tmp_path: Path, inner: str) -> None:
     assert data.x_train.shape == (20, 3, 32, 32)
     assert data.x_test.shape == (4, 3, 32, 32)
     assert data.y_train[:4].tolist() == [0, 1, 2, 3]
-    assert data.classes == 10
-    assert data.class_names is not None
-    assert data.class_names[3] == "name3"
+    assert data.facts.outputs == 10
+    assert data.facts.names is not None
+    assert data.facts.names[3] == "name3"
     first = np.frombuffer((place / "data_batch_1.bin").read_bytes(), dtype=np.uint8)
     assert np.array_equal(data.x_train[0].flatten().numpy(), first[1:3073])
 
@@ -172,7 +173,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
 
 def test_a_source_without_columns_refuses_one() -> None:
     with pytest.raises(DataError, match="has no columns, so no column 'user'"):
-        load("digits", column="user")
+        load("digits", Reading(column="user"))
 
 
 @pytest.mark.parametrize(("module", "source"), [("sklearn.datasets", "digits"), ("datasets", "hf:some/name")])

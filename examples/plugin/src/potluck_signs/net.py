@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from potluck.nets.net import Net
+from potluck.nets.net import Net, by_shape
 
 
 def make_two_conv(shape: tuple[int, ...], classes: int, norm: str = "none") -> nn.Module:
@@ -20,4 +20,4 @@ def make_two_conv(shape: tuple[int, ...], classes: int, norm: str = "none") -> n
     )
 
 
-TWO_CONV = Net(line="two convolutions of 8 and 16 channels, pooled to 2x2; no norms", make=make_two_conv)
+TWO_CONV = Net(line="two convolutions of 8 and 16 channels, pooled to 2x2; no norms", make=by_shape(make_two_conv))

@@ -115,7 +115,9 @@ def pair_like(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples and targets under these two names, read as those of ``like`` were."""
     x = samples_of(found, f"{name}, {keys[0]}", keys[0], like.inputs.kind)
-    (y,), _ = targets({f"{name}, {keys[1]}": found[keys[1]]}, task=like.task, names=like.facts.names or None)
+    (y,), _ = targets(
+        {f"{name}, {keys[1]}": found[keys[1]]}, task=like.task, names=like.facts.names or None, numbered=True
+    )
     return x, y[:, None] if y.is_floating_point() and y.ndim == 1 else y
 
 
