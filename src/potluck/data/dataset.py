@@ -48,6 +48,10 @@ class Dataset:
     domain_train: Tensor | None = None
     domain_test: Tensor | None = None
     owner_train: Tensor | None = None
+    unscaled: Tensor | None = None
+    """Which features are left as they are, bool, (features,): those that are 0 or 1."""
+    layout: Mapping[str, Any] | None = None
+    """By what rows of a table were encoded (data/table/layout.py)."""
 
     @property
     def inputs(self) -> Inputs:
@@ -253,6 +257,9 @@ def dataset(
     domain_train: Tensor | None = None,
     domain_test: Tensor | None = None,
     owner_train: Tensor | None = None,
+    unscaled: Tensor | None = None,
+    layout: Mapping[str, Any] | None = None,
+    own_test: bool = True,
 ) -> Dataset:
     """A checked data set whose source brings its own test data.
 
@@ -277,11 +284,13 @@ def dataset(
         x_test=x_test,
         y_test=_column(y_test),
         facts=_facts(name, _column(y_train), _column(y_test), classes, class_names, vocabulary),
-        own_test=True,
+        own_test=own_test,
         vocabulary=vocabulary,
         domain_train=domain_train,
         domain_test=domain_test,
         owner_train=owner_train,
+        unscaled=unscaled,
+        layout=layout,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ class Shares:
     held: Shard | None
     test: Shard
     tests: tuple[Shard, ...] | None
+    layout: Mapping[str, Any] | None = None
+    """By what rows of a table were encoded."""
 
     @property
     def inputs(self) -> Inputs:
@@ -73,6 +77,8 @@ def share_out(
     # Views of one tensor: thousands of small ones, each on its own, leave a heap in which every allocation is slower.
     indices = torch.split(torch.cat(parts), [len(part) for part in parts])
     mean, deviation = moments(arranged.x_train) if normalise else neutral(arranged.x_train)
+    if arranged.unscaled is not None:
+        mean, deviation = mean.masked_fill(arranged.unscaled, 0.0), deviation.masked_fill(arranged.unscaled, 1.0)
     train = Shard(
         samples=arranged.x_train,
         targets=arranged.y_train,
@@ -90,6 +96,7 @@ def share_out(
         held=replace(train, index=server_rows) if len(server_rows) else None,
         test=test,
         tests=None if tests is None else tuple(replace(test, index=rows) for rows in tests),
+        layout=dataset.layout,
     )
 
 

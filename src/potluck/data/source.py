@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from potluck.core.errors import DataError
 from potluck.data.dataset import Dataset, expanded
+from potluck.data.table.columns import Columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class Reading:
     """What samples are: images, rows, series or tokens; empty: as the source sees them."""
     task: str = ""
     """What targets are for; empty: as the source sees them."""
+    columns: Columns = field(default_factory=Columns)
+    """Which column of a table is what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

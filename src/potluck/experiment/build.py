@@ -51,7 +51,9 @@ def make_shares(resolved: Resolved) -> Shares:
     task = str(resolved.experiment.task.get("kind", ""))
     kind = "" if data.kind == "auto" else data.kind
     built_in = "" if OBJECT.fullmatch(task) else task
-    dataset = load(data.source, Reading(column=column_of(data.partition), kind=kind, task=built_in))
+    dataset = load(
+        data.source, Reading(column=column_of(data.partition), kind=kind, task=built_in, columns=data.columns)
+    )
     if built_in and dataset.task != built_in:
         dataset = retargeted(dataset, built_in)
     return share_out(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from potluck.core.errors import ConfigError
 from potluck.data.partition.rules import Dirichlet, PartitionSpec
+from potluck.data.table.columns import Columns
 from potluck.experiment.explain import explain
 from potluck.fleet.devices import Tier
 
@@ -39,6 +40,7 @@ class Data(Section):
     source: str = "digits"
     kind: Literal["auto", "images", "rows", "series", "tokens"] = "auto"
     """What samples are, where their shape does not say it."""
+    columns: Columns = Field(default_factory=Columns)
     partition: PartitionSpec = Field(default_factory=Dirichlet)
     public: Share = 0.0
     server_samples: Natural = 0

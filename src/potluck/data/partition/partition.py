@@ -204,12 +204,24 @@ def _by_owner(dataset: Dataset, spec: Column | Domains | Files, devices: int, se
     count = int(owner.max()) + 1
     if isinstance(spec, Domains):
         return _domains(owner, count, devices, seed, rows)
+    if isinstance(spec, Column) and 0 < spec.largest < count:
+        owner, count = _largest(owner, rows, spec.largest), spec.largest
+        rows = rows[owner[rows] >= 0]
     if count < devices:
         raise DataError(
             f"partition {spec.kind!r}: {count} different ids for {devices} devices, so device {count} would get none: "
             f"take at most {count} devices."
         )
     return [rows[owner[rows] % devices == device] for device in range(devices)]
+
+
+def _largest(owner: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The owners numbered anew: so many, those with the most of these rows, in their old order; -1 for the others."""
+    sizes = torch.bincount(owner[rows], minlength=int(owner.max()) + 1)
+    kept = torch.sort(torch.argsort(sizes, descending=True, stable=True)[:count]).values
+    numbers = torch.full_like(sizes, -1)
+    numbers[kept] = torch.arange(count)
+    return numbers[owner]
 
 
 def _domains(domain: Tensor, count: int, devices: int, seed: int, rows: Tensor) -> list[Tensor]:

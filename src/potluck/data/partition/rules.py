@@ -72,10 +72,14 @@ class Domains(_Spec):
 
 
 class Column(_Spec):
-    """Natural ids: all samples of an id stay together. In their sorted order, id k goes to device k modulo devices."""
+    """Natural ids: all samples of an id stay together. In their sorted order, id k goes to device k modulo devices.
+
+    With ``largest``, only so many ids take part, those with the most samples, and the others' samples are left out.
+    """
 
     kind: Literal["column"] = "column"
     name: str = Field(default="id_train", min_length=1)
+    largest: Annotated[int, Field(ge=0)] = 0
 
 
 class Files(_Spec):
