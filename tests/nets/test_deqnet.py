@@ -402,7 +402,7 @@ def test_depth_refuses_a_net_of_another_kind():
     [
         (("deq", (3, 8, 8), 10), 'model.name = "deq": expected one of deq-xs-like'),
         (("deq-s-like", (3, 8, 7), 10), "at least 8x8"),
-        (("deq-s-like", (64,), 10), "at least 8x8"),
+        (("deq-s-like", (7, 3), 10), "series of 7 steps: expected at least 8"),
         (("deq-s-like", (3, 8, 8), 10, "batch"), 'model.norm = "batch": deq-s-like expects one of group, none'),
     ],
 )

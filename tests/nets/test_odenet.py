@@ -273,7 +273,7 @@ def test_depth_refuses_a_net_without_stages():
     [
         (("odenet", (3, 8, 8), 10), 'model.name = "odenet": expected one of'),
         (("odenet-cifar-like", (3, 7, 8), 10), "expected .* at least 8x8"),
-        (("odenet-cifar-like", (64,), 10), "expected .* at least 8x8"),
+        (("odenet-cifar-like", (7, 3), 10), "series of 7 steps: expected at least 8"),
         (("odenet-cifar-like", (3, 8, 8), 10, "layer"), 'model.norm = "layer"'),
     ],
 )

@@ -3,6 +3,8 @@
 Yao et al., *FedHM*, arXiv 2111.14655, and Qiao et al., *Dual-Side Low-Rank Compression*, arXiv 2104.12416, share it.
 
     linear (O, I)                     M: (O, I)           I -> r, then r -> O
+    embedding (V, E)                  M: (V, E)           rows of r numbers, then r -> E
+    conv (O, I, k)                    M: (O, I·k)         k to r channels, then 1 to O
     conv (O, I, kh, kw), "ok_ik"      M: (O·kh, I·kw)     1×kw to r channels, then kh×1 to O; axes moved first
     conv (O, I, kh, kw), "o_ikk"      M: (O, I·kh·kw)     kh×kw to r channels, then 1×1 to O
 
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from potluck.lowrank.layers import candidates
+from potluck.lowrank.layers import Layer, candidates
 from potluck.lowrank.matrix import Flatten, break_even, from_matrix, matrix_shape, to_matrix
 from potluck.lowrank.svd import Energy, decompose
 
@@ -88,6 +90,68 @@ class LowRankConv2d(nn.Module):
         )
 
 
+class LowRankConv1d(nn.Module):
+    """``Conv1d`` with M = U V: V is the first convolution, U a second one of a single step."""
+
+    def __init__(self, full: nn.Conv1d, rank: int, flatten: Flatten) -> None:
+        nn.Module.__init__(self)
+        rows, columns = matrix_shape(full.weight.shape, flatten)
+        self.flatten: Flatten = flatten
+        self.shape = tuple(full.weight.shape)
+        self.in_channels, self.out_channels = full.in_channels, full.out_channels  # for nets that read them
+        self.stride, self.padding, self.dilation = full.stride, full.padding, full.dilation
+        self.u = nn.Parameter(full.weight.new_zeros(rows, rank))
+        self.v = nn.Parameter(full.weight.new_zeros(rank, columns))
+        self.bias = full.bias
+
+    def forward(self, x_BIS: Tensor) -> Tensor:
+        first_RIK = self.v.view(self.v.shape[0], *self.shape[1:])
+        z_BRS = F.conv1d(x_BIS, first_RIK, None, self.stride, self.padding, self.dilation)
+        return F.conv1d(z_BRS, self.u[:, :, None], self.bias)
+
+    def full(self) -> nn.Conv1d:
+        """A layer of the ordinary kind with all but the weight copied."""
+        outputs, inputs, wide = self.shape
+        bias = self.bias is not None
+        padding = self.padding if isinstance(self.padding, str) else self.padding[0]
+        return nn.Conv1d(inputs, outputs, wide, self.stride[0], padding, self.dilation[0], bias=bias)
+
+
+class LowRankEmbedding(nn.Module):
+    """``Embedding`` with M = U V: a row of U for each token, and V for all."""
+
+    def __init__(self, full: nn.Embedding, rank: int, flatten: Flatten) -> None:
+        nn.Module.__init__(self)
+        self.flatten: Flatten = flatten
+        self.shape = tuple(full.weight.shape)
+        self.num_embeddings, self.embedding_dim = full.num_embeddings, full.embedding_dim
+        self.u = nn.Parameter(full.weight.new_zeros(self.shape[0], rank))
+        self.v = nn.Parameter(full.weight.new_zeros(rank, self.shape[1]))
+        self.bias: None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.u) @ self.v
+
+    def full(self) -> nn.Embedding:
+        """A layer of the ordinary kind."""
+        return nn.Embedding(self.shape[0], self.shape[1])
+
+
+LowRank = LowRankLinear | LowRankConv1d | LowRankConv2d | LowRankEmbedding
+
+
+def _made(full: nn.Module, name: str, rank: int, flatten: Flatten) -> LowRank:
+    """The low-rank layer for a full one, at zero."""
+    if isinstance(full, nn.Linear):
+        return LowRankLinear(full, rank, flatten)
+    if isinstance(full, nn.Conv1d):
+        return LowRankConv1d(full, rank, flatten)
+    if isinstance(full, nn.Embedding):
+        return LowRankEmbedding(full, rank, flatten)
+    assert isinstance(full, nn.Conv2d), f"{name}: a {type(full).__name__}"
+    return LowRankConv2d(full, rank, flatten)
+
+
 def _pair(of: tuple[int, ...]) -> tuple[int, int]:
     return of[0], of[1]
 
@@ -96,12 +160,7 @@ def low_rank(net: nn.Module, ranks: Mapping[str, int], flatten: Flatten = "ok_ik
     """A copy of ``net`` whose layers named in ``ranks`` are low-rank, with factors of zero: for those who load them."""
     made = copy.deepcopy(net)
     for name, rank in ranks.items():
-        full = made.get_submodule(name)
-        if isinstance(full, nn.Conv2d):
-            made = _replace(made, name, LowRankConv2d(full, rank, flatten))
-        else:
-            assert isinstance(full, nn.Linear), f"{name}: a {type(full).__name__}"
-            made = _replace(made, name, LowRankLinear(full, rank, flatten))
+        made = _replace(made, name, _made(made.get_submodule(name), name, rank, flatten))
     return made
 
 
@@ -148,14 +207,15 @@ def recover(net: nn.Module) -> nn.Module:
         full = layer.full().to(layer.u)
         with torch.no_grad():
             full.weight.copy_(from_matrix(layer.u @ layer.v, layer.shape, layer.flatten))
-        full.bias = layer.bias
+        if not isinstance(full, nn.Embedding):
+            full.bias = layer.bias
         made = _replace(made, name, full)
     return made
 
 
-def low_rank_layers(net: nn.Module) -> dict[str, LowRankLinear | LowRankConv2d]:
+def low_rank_layers(net: nn.Module) -> dict[str, LowRank]:
     """The low-rank layers of ``net`` by name."""
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, LowRankLinear | LowRankConv2d)}
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, LowRank)}
 
 
 def with_factors(full: Mapping[str, Tensor], u: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,11 +253,11 @@ def _accumulate(weight: nn.Parameter, gradient: Tensor, strength: float) -> None
 
 def _weight(net: nn.Module, name: str) -> Tensor:
     layer = net.get_submodule(name)
-    assert isinstance(layer, nn.Linear | nn.Conv2d), f"{name}: a {type(layer).__name__}"
+    assert isinstance(layer, Layer), f"{name}: a {type(layer).__name__}"
     return layer.weight
 
 
-def _fill(layer: LowRankLinear | LowRankConv2d, u_MR: Tensor, v_RN: Tensor) -> None:
+def _fill(layer: LowRank, u_MR: Tensor, v_RN: Tensor) -> None:
     with torch.no_grad():
         layer.u.copy_(u_MR)
         layer.v.copy_(v_RN)

@@ -1,6 +1,7 @@
 """Weights seen as matrices, and at which rank two factors are smaller than the matrix.
 
-linear (O, I)                     M: (O, I)
+linear (O, I), embedding          M: (O, I)
+conv (O, I, k)                    M: (O, I·k)
 conv (O, I, kh, kw), "ok_ik"      M: (O·kh, I·kw), axes moved to (O, kh, I, kw) first
 conv (O, I, kh, kw), "o_ikk"      M: (O, I·kh·kw)
 """

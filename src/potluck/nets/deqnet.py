@@ -5,6 +5,9 @@
     cell:  f(z, x) = N3( relu( z + N2( x + W2 * N1( relu( W1 * z ) ) ) ) ),   W1: c→w, W2: w→c, 3×3, no bias
     head:  GroupNorm(8, c); adaptive average pool to 4×4; linear 16c → classes
 
+For a series the convolutions go along its steps, and the pool leaves four of them; for rows they are linear layers, and
+there is nothing to pool.
+
 The budget, the solver and the gradient are set on an existing net and are no part of its state dict. The last operation
 of the cell is a norm, which bounds the state; its kernels start at N(0, 0.01²), without which the iteration does not
 start out convergent. Source of the cell: FeDEQ (Le et al., arXiv 2309.15659); ``-like``: our reading of it.
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from potluck.core.errors import ModelError
 from potluck.nets.net import Net, by_shape
+from potluck.nets.odenet import channels_first, require_room
 from potluck.solvers import FixedPoint, Gradient, Phantom, Solution, Solver, solve
 from potluck.solvers.gradient import tail_of
 from potluck.solvers.options import MOST_STEPS
@@ -34,7 +38,6 @@ STARTS = ("zero", "input")
 GROUPS = 8
 POOL = 4
 INITIAL_DEVIATION = 0.01
-LEAST_SIDE = 8
 
 Kernels = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,10 +72,10 @@ class DeqCell(nn.Module):
     gain1: nn.Parameter | None
     gain2: nn.Parameter | None
 
-    def __init__(self, channels: int, inner: int, norm: str, *, weight_norm: bool) -> None:
+    def __init__(self, channels: int, inner: int, norm: str, *, weight_norm: bool, dims: int = 2) -> None:
         super().__init__()
-        self.kernel1 = nn.Parameter(torch.randn(inner, channels, 3, 3) * INITIAL_DEVIATION)
-        self.kernel2 = nn.Parameter(torch.randn(channels, inner, 3, 3) * INITIAL_DEVIATION)
+        self.kernel1 = nn.Parameter(torch.randn(inner, channels, *[3] * dims) * INITIAL_DEVIATION)
+        self.kernel2 = nn.Parameter(torch.randn(channels, inner, *[3] * dims) * INITIAL_DEVIATION)
         self.norm1 = _norm(norm, inner)
         self.norm2 = _norm(norm, channels)
         self.norm3 = _norm(norm, channels)
@@ -84,29 +87,28 @@ class DeqCell(nn.Module):
         return _scaled(self.kernel1, self.gain1), _scaled(self.kernel2, self.gain2)
 
     def forward(self, z_BCHW: Tensor, x_BCHW: Tensor, kernels: Kernels) -> Tensor:
-        inner = self.norm1(F.relu(F.conv2d(z_BCHW, kernels[0], padding=1), inplace=True))
-        outer = self.norm2(x_BCHW + F.conv2d(inner, kernels[1], padding=1))
+        inner = self.norm1(F.relu(_conv(z_BCHW, kernels[0]), inplace=True))
+        outer = self.norm2(x_BCHW + _conv(inner, kernels[1]))
         f_BCHW: Tensor = self.norm3(F.relu(z_BCHW + outer, inplace=True))
         return f_BCHW
 
 
 class DeqNet(nn.Module):
-    """Logits (B, classes) of images (B, C, H, W), by ``depth.steps`` evaluations of the cell, in training or not."""
+    """Logits (B, classes) of images (B, C, H, W), series (B, S, C) or rows (B, C), by ``depth.steps`` evaluations."""
 
     def __init__(
         self, shape: Sequence[int], classes: int, widths: tuple[int, int], norm: str, weight_norm: bool
     ) -> None:
         super().__init__()
         channels, inner = widths
+        dims = len(shape) - 1
+        first = shape[1] if dims == 1 else shape[0]
         self.depth = DeqDepth(steps=8, solver=FixedPoint(), gradient=Phantom(), z0="zero")
-        self.stem = nn.Sequential(nn.Conv2d(shape[0], channels, 3, padding=1), _norm(norm, channels))
-        self.cell = DeqCell(channels, inner, norm, weight_norm=weight_norm)
-        self.head = nn.Sequential(
-            _norm(norm, channels),
-            nn.AdaptiveAvgPool2d(POOL),
-            nn.Flatten(),
-            nn.Linear(channels * POOL * POOL, classes),
-        )
+        self.stem = nn.Sequential(_stem(first, channels, dims), _norm(norm, channels))
+        self.cell = DeqCell(channels, inner, norm, weight_norm=weight_norm, dims=dims)
+        pool = (nn.Identity(), nn.AdaptiveAvgPool1d(POOL), nn.AdaptiveAvgPool2d(POOL))[dims]
+        last = nn.Linear(channels * POOL**dims, classes)
+        self.head = nn.Sequential(_norm(norm, channels), pool, nn.Flatten(), last)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         logits_BN: Tensor = self.head(self.equilibrium(image_BCHW).value)
@@ -114,7 +116,7 @@ class DeqNet(nn.Module):
 
     def equilibrium(self, image_BCHW: Tensor) -> Solution:
         """What the cell's iteration found, before the head."""
-        x_BCHW, kernels, depth = self.stem(image_BCHW), self.cell.kernels(), self.depth
+        x_BCHW, kernels, depth = self.stem(channels_first(image_BCHW)), self.cell.kernels(), self.depth
         return solve(
             lambda z_BCHW: self.cell(z_BCHW, x_BCHW, kernels),
             torch.zeros_like(x_BCHW) if depth.z0 == "zero" else x_BCHW,
@@ -137,7 +139,7 @@ class DeqNet(nn.Module):
 
         Differentiable in the weights. Costs one evaluation of the cell beyond the budget, and its double backward.
         """
-        x_BCHW, kernels = self.stem(image_BCHW), self.cell.kernels()
+        x_BCHW, kernels = self.stem(channels_first(image_BCHW)), self.cell.kernels()
         z_in = z_BCHW.detach().requires_grad_()
         f_BCHW = self.cell(z_in, x_BCHW, kernels)
         probe = torch.randn(z_in.shape, generator=rng, device=rng.device, dtype=z_in.dtype).to(z_in.device)
@@ -148,18 +150,15 @@ class DeqNet(nn.Module):
 def make_deq(
     name: str, shape: Sequence[int], classes: int, norm: str = "group", *, weight_norm: bool = False
 ) -> DeqNet:
-    """The preset ``name`` for images of ``shape`` = (channels, height, width), 8×8 or larger; eight plain steps.
+    """The preset ``name`` for images of ``shape`` = (channels, height, width), 8×8 or larger, series or rows.
 
+    Eight plain steps.
     The norm is GroupNorm of 8 groups, or none; ``weight_norm`` is that of the cell's kernels. Raises ModelError for an
     unknown preset or norm, or a shape that does not fit.
     """
     if name not in WIDTHS:
         raise ModelError(f'model.name = "{name}": expected one of {", ".join(WIDTHS)}.')
-    if len(shape) != 3 or min(shape[1:]) < LEAST_SIDE:
-        raise ModelError(
-            f"{name}: input of shape {tuple(shape)}: expected (channels, height, width) of at least 8x8; "
-            "enlarge or pad the images."
-        )
+    require_room(name, shape)
     if norm not in DEQ_NORMS:
         raise ModelError(
             f'model.norm = "{norm}": {name} expects one of {", ".join(DEQ_NORMS)}, since each evaluation of the cell '
@@ -225,20 +224,34 @@ def equilibrium_loss(
     return total, solution
 
 
+def _conv(z: Tensor, kernel: Tensor) -> Tensor:
+    """The convolution of the state with a kernel, along as many dimensions as the kernel has; along none, a product."""
+    if kernel.dim() == 2:
+        return F.linear(z, kernel)
+    return F.conv2d(z, kernel, padding=1) if kernel.dim() == 4 else F.conv1d(z, kernel, padding=1)
+
+
+def _stem(inputs: int, channels: int, dims: int) -> nn.Module:
+    if dims == 0:
+        return nn.Linear(inputs, channels)
+    return (nn.Conv2d if dims == 2 else nn.Conv1d)(inputs, channels, 3, padding=1)
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(GROUPS, channels) if kind == "group" else nn.Identity()
 
 
 def _lengths(kernel_OIHW: Tensor) -> Tensor:
-    lengths_O: Tensor = torch.linalg.vector_norm(kernel_OIHW.detach(), dim=(1, 2, 3))
+    lengths_O: Tensor = torch.linalg.vector_norm(kernel_OIHW.detach().flatten(1), dim=1)
     return lengths_O
 
 
 def _scaled(kernel_OIHW: Tensor, gain_O: Tensor | None) -> Tensor:
     if gain_O is None:
         return kernel_OIHW
-    lengths_O111: Tensor = torch.linalg.vector_norm(kernel_OIHW, dim=(1, 2, 3), keepdim=True)
-    return kernel_OIHW * (gain_O[:, None, None, None] / lengths_O111)
+    behind = tuple(range(1, kernel_OIHW.dim()))
+    lengths_O111: Tensor = torch.linalg.vector_norm(kernel_OIHW, dim=behind, keepdim=True)
+    return kernel_OIHW * (gain_O.reshape(-1, *[1] * len(behind)) / lengths_O111)
 
 
 def _set_steps(net: nn.Module, steps: int) -> None:
@@ -252,6 +265,7 @@ NETS = {
         line=f"one equilibrium layer, width {width}, {inner} inside its cell; {PARAMETERS[name]} parameters",
         make=by_shape(partial(make_deq, name)),
         kind="deq",
+        inputs=("images", "series", "rows"),
         set_depth=_set_steps,
     )
     for name, (width, inner) in WIDTHS.items()

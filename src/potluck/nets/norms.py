@@ -10,8 +10,12 @@ GROUP_CHANNELS = 4
 NORMS = ("group", "batch", "batch_stat", "none")
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
-    """The normalisation of ``channels`` channels.
+BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+"""By the dimensions behind the channels: none of rows, one of series, two of images."""
+
+
+def make_norm(kind: str, channels: int, dims: int = 2) -> nn.Module:
+    """The normalisation of ``channels`` channels, behind which stand so many dimensions.
 
     ``group``: GroupNorm in groups of 4 channels, so that a width slice keeps whole groups (one group below 4 channels).
     ``batch``: BatchNorm with running statistics; ``batch_stat``: BatchNorm without them; ``none``: the identity.
@@ -20,9 +24,9 @@ def make_norm(kind: str, channels: int) -> nn.Module:
         groups = max(1, channels // GROUP_CHANNELS) if channels % GROUP_CHANNELS == 0 else 1
         return nn.GroupNorm(groups, channels)
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BATCH_NORMS[dims](channels)
     if kind == "batch_stat":
-        return nn.BatchNorm2d(channels, track_running_stats=False)
+        return BATCH_NORMS[dims](channels, track_running_stats=False)
     if kind == "none":
         return nn.Identity()
     raise ModelError(f"model.norm = {kind!r}: expected one of {', '.join(NORMS)}")

@@ -28,7 +28,11 @@ from potluck.core.errors import ModelError
 from potluck.core.mean import IndexMap
 from potluck.core.types import Inputs
 from potluck.nets.norms import GROUP_CHANNELS
+from potluck.nets.recurrent import GATES, Gru
 
+Sliced = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
+"""Layers that have a slice; a ``Gru`` is two linear ones."""
+Normalising = nn.GroupNorm | _BatchNorm
 See = Callable[[str, nn.Module, Tensor], None]
 TOLERANCE = 1e-3
 
@@ -83,20 +87,39 @@ def narrow(net: nn.Module, rate: float, inputs: Inputs, *, scaler: bool = False)
     weighted: dict[str, nn.Module] = {}
 
     def order(name: str, layer: nn.Module, _: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, Sliced):
             weighted.setdefault(name, layer)
 
     _run(whole, x_B, order, rate)
     if not weighted:
         raise ModelError(f"method.width = {rate}: {type(net).__name__} has no convolution or linear layer to slice")
+    _require_known(net, rate)
     last = [*weighted][-1]
     seen, output_B = _slice(made, x_B, rate, last)
+    if _size(made) == _size(net):
+        raise ModelError(
+            f"method.width = {rate}: nothing of {type(net).__name__} can be made narrower "
+            f"({', '.join(weighted)}): choose "
+            "another net or method"
+        )
     _prove(whole, made, x_B, rate, seen=seen, output_B=output_B)
     if scaler:
-        for name in weighted:
-            if name != last:
+        for name, layer in weighted.items():
+            if name != last and not isinstance(layer, nn.Embedding):
                 made.get_submodule(name).register_forward_hook(Scaler(rate=rate))
     return made
+
+
+def _require_known(net: nn.Module, rate: float) -> None:
+    """Raises ModelError for a layer of torch that holds weights and has no slice: it would stay whole."""
+    for name, layer in net.named_modules():
+        whole = bool(layer._parameters) and not isinstance(layer, Sliced | Normalising)
+        if whole and type(layer).__module__.startswith("torch.nn."):
+            raise ModelError(f"{_where(net, name, rate)}: there is no slice of a {type(layer).__name__}")
+
+
+def _size(net: nn.Module) -> int:
+    return sum(weight.numel() for weight in net.parameters())
 
 
 def _sample(net: nn.Module, inputs: Inputs) -> Tensor:
@@ -141,14 +164,18 @@ def _where(net: nn.Module, name: str, rate: float) -> str:
 
 def _slice(made: nn.Module, x_B: Tensor, rate: float, last: str) -> tuple[dict[str, Tensor], Tensor]:
     """Cuts the layers of ``made`` as they run. Returns the first input of each, and the output of the net."""
-    unit = GROUP_CHANNELS if any(isinstance(layer, nn.GroupNorm) for layer in made.modules()) else 1
+    group = GROUP_CHANNELS if any(isinstance(layer, nn.GroupNorm) for layer in made.modules()) else 1
+    gates = {f"{name}.{part}" for name, one in made.named_modules() if isinstance(one, Gru) for part in one._modules}
     seen: dict[str, Tensor] = {}
 
     def cut(name: str, layer: nn.Module, input_B: Tensor) -> None:
         if name in seen:
             return
         seen[name] = input_B.clone()
-        if isinstance(layer, nn.Conv2d):
+        unit = GATES if name in gates else group
+        if isinstance(layer, nn.Embedding):
+            _cut_embedding(layer, layer.embedding_dim if name == last else _width(layer.embedding_dim, rate, unit))
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d):
             if layer.groups > 1:
                 raise ModelError(f"{_where(made, name, rate)}: a grouped convolution has no slice")
             outputs = layer.out_channels if name == last else _width(layer.out_channels, rate, unit)
@@ -157,10 +184,10 @@ def _slice(made: nn.Module, x_B: Tensor, rate: float, last: str) -> tuple[dict[s
             outputs = layer.out_features if name == last else _width(layer.out_features, rate, unit)
             _cut_linear(layer, input_B.shape[-1], outputs)
         elif isinstance(layer, nn.GroupNorm):
-            channels, group = input_B.shape[1], layer.num_channels // layer.num_groups
-            if channels % group:
+            channels, held = input_B.shape[1], layer.num_channels // layer.num_groups
+            if channels % held:
                 raise ModelError(
-                    f"{_where(made, name, rate)}: {channels} channels would cut one of its groups of {group}"
+                    f"{_where(made, name, rate)}: {channels} channels would cut one of its groups of {held}"
                 )
             _cut_group_norm(layer, channels)
         elif isinstance(layer, _BatchNorm):
@@ -168,7 +195,7 @@ def _slice(made: nn.Module, x_B: Tensor, rate: float, last: str) -> tuple[dict[s
 
     output_B = _run(made, x_B, cut, rate)
     for name, layer in made.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.GroupNorm | _BatchNorm) and name not in seen:
+        if isinstance(layer, Sliced | nn.GroupNorm | _BatchNorm) and name not in seen:
             raise ModelError(f"{_where(made, name, rate)}: the forward pass does not reach it, so its width is unknown")
     return seen, output_B
 
@@ -178,7 +205,12 @@ def _width(outputs: int, rate: float, unit: int) -> int:
     return min(outputs, -(-kept // unit) * unit)
 
 
-def _cut_conv(layer: nn.Conv2d, inputs: int, outputs: int) -> None:
+def _cut_embedding(layer: nn.Embedding, wide: int) -> None:
+    layer.weight = _first(layer.weight, layer.num_embeddings, wide)
+    layer.embedding_dim = wide
+
+
+def _cut_conv(layer: nn.Conv1d | nn.Conv2d, inputs: int, outputs: int) -> None:
     layer.weight = _first(layer.weight, outputs, inputs)
     layer.bias = None if layer.bias is None else _first(layer.bias, outputs)
     layer.in_channels, layer.out_channels = inputs, outputs

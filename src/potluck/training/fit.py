@@ -81,6 +81,9 @@ class Sgd:
         )
 
 
+ADAMS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """Local training: the settings of ``[train]``, and the loop."""
@@ -123,11 +126,11 @@ class Fit:
             return self.lr * self.gamma ** sum(round > milestone for milestone in self.milestones)
         return self.lr
 
-    def make_optimiser(self, weights: Iterable[nn.Parameter], round: int) -> Sgd | torch.optim.Adam:
+    def make_optimiser(self, weights: Iterable[nn.Parameter], round: int) -> Sgd | torch.optim.Optimizer:
         """A fresh optimiser over the trainable ones of the weights, at the round's learning rate."""
         trainable = [weight for weight in weights if weight.requires_grad]
-        if self.optimiser == "adam":
-            return torch.optim.Adam(trainable, lr=self.lr_at(round), weight_decay=self.weight_decay)
+        if self.optimiser in ADAMS:
+            return ADAMS[self.optimiser](trainable, lr=self.lr_at(round), weight_decay=self.weight_decay)
         return Sgd.of(trainable, lr=self.lr_at(round), momentum=self.momentum, weight_decay=self.weight_decay)
 
     def train(

@@ -130,7 +130,7 @@ def test_cifar10_reads_the_binary_batches(tmp_path: Path, inner: str) -> None:
 
 
 def test_each_source_says_how_it_is_written_and_what_it_is() -> None:
-    assert len(SOURCES) == 7
+    assert len(SOURCES) == 11
     assert all(source.form.partition(":")[0] == name for name, source in SOURCES.items())
     assert all(20 < len(source.summary) < 100 for source in SOURCES.values())
 

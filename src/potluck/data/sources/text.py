@@ -51,9 +51,7 @@ def read(path: Path, reading: Reading) -> Dataset:
     for stretch in _stretches(text):
         tokens = torch.tensor([number[character] for character in stretch], dtype=torch.int64)
         x, y = _windows(tokens, columns.length)
-        held = round(TEST_SHARE * len(x)) if len(x) > 1 else 0
-        if len(x) == held:
-            continue
+        held = max(1, round(TEST_SHARE * len(x))) if len(x) > 1 else 0
         owners.append(torch.full((len(x) - held,), len(train), dtype=torch.int64))
         train.append((x[: len(x) - held], y[: len(x) - held]))
         test.append((x[len(x) - held :], y[len(x) - held :]))

@@ -109,7 +109,7 @@ def layout_of(found: Survey, columns: Columns, there: Sequence[str], where: str,
     if columns.text and not found.tokens:
         raise DataError(f"{where}, column {columns.text!r}: holds no text at all.")
     for name in order:
-        _require_of_use(found, name, where)
+        _require_of_use(found, name, where, told=name in columns.categorical)
     ranked = sorted(found.tokens.items(), key=lambda pair: (-pair[1], pair[0]))
     return Layout(
         task=kind,
@@ -183,11 +183,11 @@ def _classes(found: Survey, target: str, where: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=_sortable))
 
 
-def _require_of_use(found: Survey, name: str, where: str) -> None:
+def _require_of_use(found: Survey, name: str, where: str, *, told: bool) -> None:
     """Raises DataError for a column that says nothing, or that says another thing in each row."""
     if name in found.names:
         kinds = len(found.names[name])
-        if kinds > MOST_NAMES or (found.rows > 20 and kinds > found.rows // 2):
+        if kinds > MOST_NAMES or (not told and found.rows > 20 and kinds > found.rows // 2):
             raise DataError(
                 f"{where}, column {name!r}: {kinds} different names in {found.rows} rows, too many for "
                 "categories: name it "

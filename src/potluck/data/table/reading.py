@@ -79,6 +79,9 @@ def _csv(path: Path, columns: Columns) -> Any:
         decimal_point=columns.decimal, strings_can_be_null=True, null_values=["", "NA", "N/A", "null", "NULL", "None"]
     )
     found = csv.read_csv(path, read_options=read_options, parse_options=parse, convert_options=convert)
+    odd = [name for name, kind in zip(found.column_names, found.schema.types, strict=True) if str(kind) == "binary"]
+    if odd:
+        raise DataError(_encoding(path, columns, f"column {odd[0]!r}"))
     if bad:
         row, cells, wanted = bad[0]
         raise DataError(
