@@ -11,19 +11,68 @@ import pytest
 import torch
 
 from potluck.core.contexts import DeviceContext
+from potluck.core.errors import PotluckError
 from potluck.core.spec import Spec
 from potluck.engines.round import initial_checkpoint, run_rounds
 from potluck.experiment import run
 from potluck.experiment.prepare import prepare
 from potluck.methods import METHODS
 from potluck.methods.averaging import Averaging, State, Update
-from potluck.testing import LAWS, Law, NobodyAnswers, check_method, small_experiment
+from potluck.testing import LAWS, TASKS, Law, NobodyAnswers, check_method, small_experiment
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_every_method_obeys(law: Law, method: str, tmp_path: Path) -> None:
     law(small_experiment(method), tmp_path)
+
+
+NO_NETS = {("fedode", "text"), ("feddeq", "text"), ("fedode", "next_token"), ("feddeq", "next_token")}
+"""No net of these methods' kinds takes texts."""
+NOTHING_TO_TELL = {("fedmd", "next_token"), ("fedh2l", "next_token")}
+OTHER = [(method, task) for method in METHODS for task in TASKS if task != "classification"]
+ALLOWED = [pair for pair in OTHER if pair not in NO_NETS | NOTHING_TO_TELL]
+HERE = [law for law in LAWS if law.__name__ not in ("engines_agree", "it_is_a_frozen_value_with_a_line_about_it")]
+
+
+@pytest.mark.parametrize(("method", "task"), ALLOWED)
+def test_every_method_obeys_with_every_task(method: str, task: str, tmp_path: Path) -> None:
+    """All laws but that of engines, which does not depend on the task; it is tried with one task each, below."""
+    for law in HERE:
+        (tmp_path / law.__name__).mkdir()
+        law(small_experiment(method, task=task), tmp_path / law.__name__)
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        ("fedavg", "next_token"),
+        ("fedhm", "text"),
+        ("heterofl", "series"),
+        ("fedh2l", "regression"),
+        ("fedmd", "multilabel"),
+    ],
+)
+def test_engines_agree_on_other_tasks(method: str, task: str, tmp_path: Path) -> None:
+    (law,) = [law for law in LAWS if law.__name__ == "engines_agree"]
+    law(small_experiment(method, task=task), tmp_path)
+
+
+@pytest.mark.parametrize(("method", "task"), sorted(NO_NETS | NOTHING_TO_TELL))
+def test_what_is_not_allowed_is_refused_in_one_line(method: str, task: str) -> None:
+    with pytest.raises(PotluckError) as error:
+        prepare(small_experiment(method, task=task))
+    assert "\n" not in str(error.value)
+    said = "no net of kind" if (method, task) in NO_NETS else "too much to send: choose a method that sends weights"
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_something_is_learned(task: str, tmp_path: Path) -> None:
+    settings = ("rounds=8", "fleet.participation=1.0", "train.epochs=2", "data.public=0.0")
+    lines = run.run(small_experiment("fedavg", *settings, task=task), tmp_path / "run").rounds
+    first, last = (line["metric"]["mean"] for line in (lines[0], lines[-1]))
+    assert last < 0.9 * first if lines[0]["metric"]["better"] == "lower" else last > 1.05 * first
 
 
 @pytest.mark.parametrize("posts", ["fixed16", "fixed8", "float32", "onehot"])

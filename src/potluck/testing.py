@@ -68,9 +68,29 @@ Law = Callable[[Experiment, Path], None]
 PEERS = 3
 
 
-def small_experiment(method: str, *overrides: str) -> Experiment:
-    """The small experiment of a method, with ``key=value`` overrides; its net is of the method's kind."""
-    plain = Experiment.of(override({**SMALL, "method": {"name": method, **SHALLOW.get(method, {})}}, overrides))
+TASKS: Mapping[str, Sequence[str]] = {
+    "classification": (),
+    "regression": ("data.source=synthetic:260,12", "task.kind=regression", "model.name=mlp", "train.clip_norm=1.0"),
+    "multilabel": ("data.source=synthetic:260,12", "task.kind=multilabel", "model.name=mlp"),
+    "series": ("data.source=synthetic:260,8,3", "model.name=tcn"),
+    "text": ("data.source=synthetic:260,10", "data.kind=tokens", "model.name=bag"),
+    "next_token": (
+        "data.source=synthetic:260,8",
+        "data.kind=tokens",
+        "task.kind=next_token",
+        "model.name=char-gru",
+    ),
+}
+"""What makes another task, or classes of another kind of sample, of the small experiment."""
+
+
+def small_experiment(method: str, *overrides: str, task: str = "classification") -> Experiment:
+    """The small experiment of a method, with ``key=value`` overrides; its net is of the method's kind.
+
+    ``task`` is one of ``TASKS``.
+    """
+    settings = [*TASKS[task], *overrides]
+    plain = Experiment.of(override({**SMALL, "method": {"name": method, **SHALLOW.get(method, {})}}, settings))
     return variants(plain, [method], [plain.seed])[0][0]
 
 
@@ -248,7 +268,7 @@ def a_resumed_run_equals_an_unbroken_one(experiment: Experiment, folder: Path) -
 
 
 def _require_equal_runs(found: Run, wanted: Run) -> None:
-    for name in ("state_sha256", "accuracy", "bytes", "simulated_seconds"):
+    for name in ("state_sha256", "metric", "metrics", "bytes", "simulated_seconds"):
         assert found.summary[name] == wanted.summary[name], f"{name}: {found.summary[name]}, {wanted.summary[name]}"
     assert found.ledger == wanted.ledger, "another ledger"
 

@@ -1,4 +1,4 @@
-"""The commands that list what an experiment file may name: methods, models, sources."""
+"""The commands that list what an experiment file may name: methods, models, sources, tasks."""
 
 from __future__ import annotations
 
@@ -46,3 +46,13 @@ def models() -> None:
     from potluck.nets import NETS
 
     show_list(NETS, lambda net: net.line)
+
+
+def tasks() -> None:
+    """Lists what can be learned, a line each, and where each task comes from.
+
+    Example: potluck tasks
+    """
+    from potluck.tasks import TASKS
+
+    show_list(TASKS, lambda task: (task.__doc__ or "").strip().splitlines()[0])

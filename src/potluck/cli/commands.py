@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from potluck.cli import catalogues, fleet, planning, runs
+from potluck.cli import catalogues, data, fleet, planning, runs
 from potluck.cli.display import err, out
 from potluck.core.errors import PotluckError
 from potluck.core.version import VERSION
@@ -27,9 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(runs.run, runs.resume, runs.compare, planning.plan, planning.probe, runs.report, runs.export, runs.split),
+    *(data.init, runs.run, runs.resume, runs.compare, planning.plan, planning.probe),
+    *(runs.report, runs.export, runs.split),
     *(fleet.peer, fleet.certificates, fleet.serve, fleet.join, fleet.flower_app),
-    *(catalogues.methods, catalogues.models, catalogues.sources),
+    *(catalogues.methods, catalogues.models, catalogues.sources, catalogues.tasks),
 )
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)

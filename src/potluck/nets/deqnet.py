@@ -5,8 +5,8 @@
     cell:  f(z, x) = N3( relu( z + N2( x + W2 * N1( relu( W1 * z ) ) ) ) ),   W1: c→w, W2: w→c, 3×3, no bias
     head:  GroupNorm(8, c); adaptive average pool to 4×4; linear 16c → classes
 
-For a series the convolutions go along its steps, and the pool leaves four of them; for rows they are linear layers, and
-there is nothing to pool.
+For a series the convolutions go along its steps, and the pool leaves four of them; for rows they are linear layers,
+the norms have one group, since a channel is one number there, and there is nothing to pool.
 
 The budget, the solver and the gradient are set on an existing net and are no part of its state dict. The last operation
 of the cell is a norm, which bounds the state; its kernels start at N(0, 0.01²), without which the iteration does not
@@ -76,9 +76,9 @@ class DeqCell(nn.Module):
         super().__init__()
         self.kernel1 = nn.Parameter(torch.randn(inner, channels, *[3] * dims) * INITIAL_DEVIATION)
         self.kernel2 = nn.Parameter(torch.randn(channels, inner, *[3] * dims) * INITIAL_DEVIATION)
-        self.norm1 = _norm(norm, inner)
-        self.norm2 = _norm(norm, channels)
-        self.norm3 = _norm(norm, channels)
+        self.norm1 = _norm(norm, inner, dims)
+        self.norm2 = _norm(norm, channels, dims)
+        self.norm3 = _norm(norm, channels, dims)
         self.register_parameter("gain1", nn.Parameter(_lengths(self.kernel1)) if weight_norm else None)
         self.register_parameter("gain2", nn.Parameter(_lengths(self.kernel2)) if weight_norm else None)
 
@@ -104,11 +104,11 @@ class DeqNet(nn.Module):
         dims = len(shape) - 1
         first = shape[1] if dims == 1 else shape[0]
         self.depth = DeqDepth(steps=8, solver=FixedPoint(), gradient=Phantom(), z0="zero")
-        self.stem = nn.Sequential(_stem(first, channels, dims), _norm(norm, channels))
+        self.stem = nn.Sequential(_stem(first, channels, dims), _norm(norm, channels, dims))
         self.cell = DeqCell(channels, inner, norm, weight_norm=weight_norm, dims=dims)
         pool = (nn.Identity(), nn.AdaptiveAvgPool1d(POOL), nn.AdaptiveAvgPool2d(POOL))[dims]
         last = nn.Linear(channels * POOL**dims, classes)
-        self.head = nn.Sequential(_norm(norm, channels), pool, nn.Flatten(), last)
+        self.head = nn.Sequential(_norm(norm, channels, dims), pool, nn.Flatten(), last)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         logits_BN: Tensor = self.head(self.equilibrium(image_BCHW).value)
@@ -237,8 +237,8 @@ def _stem(inputs: int, channels: int, dims: int) -> nn.Module:
     return (nn.Conv2d if dims == 2 else nn.Conv1d)(inputs, channels, 3, padding=1)
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.GroupNorm(GROUPS, channels) if kind == "group" else nn.Identity()
+def _norm(kind: str, channels: int, dims: int) -> nn.Module:
+    return nn.GroupNorm(GROUPS if dims else 1, channels) if kind == "group" else nn.Identity()
 
 
 def _lengths(kernel_OIHW: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 
 from potluck.core.errors import ModelError
 
-GROUP_CHANNELS = 4
+GROUP_CHANNELS, ROW_CHANNELS = 4, 16
 NORMS = ("group", "batch", "batch_stat", "none")
 
 
@@ -17,11 +17,13 @@ BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 def make_norm(kind: str, channels: int, dims: int = 2) -> nn.Module:
     """The normalisation of ``channels`` channels, behind which stand so many dimensions.
 
-    ``group``: GroupNorm in groups of 4 channels, so that a width slice keeps whole groups (one group below 4 channels).
+    ``group``: GroupNorm in groups of 4 channels, so that a width slice keeps whole groups (one group below 4 channels);
+    of rows in groups of 16, since a channel is one number there, and the deviation of four is mostly chance.
     ``batch``: BatchNorm with running statistics; ``batch_stat``: BatchNorm without them; ``none``: the identity.
     """
     if kind == "group":
-        groups = max(1, channels // GROUP_CHANNELS) if channels % GROUP_CHANNELS == 0 else 1
+        each = GROUP_CHANNELS if dims else ROW_CHANNELS
+        groups = max(1, channels // each) if channels % each == 0 else 1
         return nn.GroupNorm(groups, channels)
     if kind == "batch":
         return BATCH_NORMS[dims](channels)

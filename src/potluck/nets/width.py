@@ -27,7 +27,7 @@ from potluck.core import meter
 from potluck.core.errors import ModelError
 from potluck.core.mean import IndexMap
 from potluck.core.types import Inputs
-from potluck.nets.norms import GROUP_CHANNELS
+from potluck.nets.norms import GROUP_CHANNELS, ROW_CHANNELS
 from potluck.nets.recurrent import GATES, Gru
 
 Sliced = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
@@ -164,7 +164,9 @@ def _where(net: nn.Module, name: str, rate: float) -> str:
 
 def _slice(made: nn.Module, x_B: Tensor, rate: float, last: str) -> tuple[dict[str, Tensor], Tensor]:
     """Cuts the layers of ``made`` as they run. Returns the first input of each, and the output of the net."""
-    group = GROUP_CHANNELS if any(isinstance(layer, nn.GroupNorm) for layer in made.modules()) else 1
+    groups = [one for one in made.modules() if isinstance(one, nn.GroupNorm)]
+    rows = any(one.num_channels // one.num_groups == ROW_CHANNELS for one in groups)
+    group = (ROW_CHANNELS if rows else GROUP_CHANNELS) if groups else 1
     gates = {f"{name}.{part}" for name, one in made.named_modules() if isinstance(one, Gru) for part in one._modules}
     seen: dict[str, Tensor] = {}
 

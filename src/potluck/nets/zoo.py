@@ -59,10 +59,9 @@ def _require_fit(name: str, net: Net, inputs: Inputs, outputs: int) -> None:
             f"samples of shape {shape}: expected (channels, height, width), (features,), (steps, channels) or (length,)"
         )
     if inputs.kind not in net.inputs:
-        takers = ", ".join(other for other in NETS if inputs.kind in NETS[other].inputs)
-        raise ModelError(
-            f'model.name = "{name}" takes {" or ".join(net.inputs)}, and the samples are {inputs}: choose {takers}'
-        )
+        like = [other for other in NETS if inputs.kind in NETS[other].inputs and net.kind in ("any", NETS[other].kind)]
+        hint = f"choose {', '.join(like)}" if like else f"no net of kind {net.kind!r} does: choose another method"
+        raise ModelError(f'model.name = "{name}" takes {" or ".join(net.inputs)}, and the samples are {inputs}: {hint}')
     if inputs.kind == "images" and min(shape[1:]) < SMALLEST_SIDE:
         least = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
         raise ModelError(f'model.name = "{name}": images are {shape[1]}x{shape[2]}; expected at least {least}')

@@ -144,7 +144,7 @@ def test_each_source_says_how_it_is_written_and_what_it_is() -> None:
         ("digits:here", "takes no path"),
         ("npz:", "write npz:FILE"),
         ("synthetic", "write synthetic:N,C,H,W"),
-        ("synthetic:10,3,32", "four whole numbers"),
+        ("synthetic:10", "two to four whole numbers"),
         ("synthetic:ten,3,32,32", "four whole numbers"),
         ("synthetic:9,3,32,32", "N >= 10"),
         ("synthetic:10,0,32,32", "C, H, W >= 1"),

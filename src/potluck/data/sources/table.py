@@ -132,8 +132,8 @@ def _held(table: Any, y: Tensor, layout: Layout, owner: Tensor | None, reading: 
 
 SUMMARIES = {
     "csv": "a table with a header; [data.columns] says which column is what",
-    "parquet": "the same, in Parquet",
-    "jsonl": "the same, an object a line",
+    "parquet": "such a table in an Apache Parquet file",
+    "jsonl": "such a table, a JSON object a line",
 }
 SOURCES = {
     form: Source(form=f"{form}:FILE", summary=summary, read=partial(load, form), columns=True)
