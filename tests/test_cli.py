@@ -181,7 +181,7 @@ def test_a_damaged_run_folder_is_told(potluck: Potluck, file: str, tmp_path: Pat
     potluck("run", file, "--quiet")
     folder = tmp_path / "runs/first"
     place = next((folder / "state").glob("state-*")) if name == "state" else folder / name
-    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
+    place.write_bytes(place.read_bytes()[: place.stat().st_size // 2] + b"[")
     code, _, told = potluck("resume", "runs/first", "--rounds", "1")
     assert code == 2
     assert "Traceback" not in told

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from potluck.experiment import build, store
 from potluck.experiment import run as runs
 from potluck.experiment.config import Experiment
+from potluck.experiment.problem import problem_of
 from potluck.experiment.resolve import resolve
 from potluck.experiment.run_reader import Run
 from potluck.lowrank.factorise import compact, recover
@@ -169,8 +170,8 @@ def inference(place: Path) -> None:
     found = Run.load(place)
     resolved = resolve(found.experiment)
     shares = build.make_shares(resolved)
-    state, shape, classes = store.read_checkpoint(place).state, shares.test.shape, shares.test.classes
-    full = build.make_tier_nets(resolved, shape, classes)("phone").eval()
+    state = store.read_checkpoint(place).state
+    full = build.make_tier_nets(resolved, problem_of(resolved, shares))("phone").eval()
     load(full, {name: node["dense"] for name, node in state["weights"].items()})
     torch.set_num_threads(1)
     print("| energy | parameters | accuracy | ms at batch 1 | ms at batch 64 | times as fast |")

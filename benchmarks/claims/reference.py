@@ -21,6 +21,7 @@ import potluck
 from potluck.data.shares import Shares
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
+from potluck.experiment.problem import problem_of
 from potluck.experiment.resolve import resolve
 
 TESTED = 2000
@@ -68,7 +69,7 @@ def main() -> None:
         experiment = resolved.experiment
         shares = build.make_shares(resolved)
         tier = experiment.fleet.tier[0].name
-        net = build.make_tier_nets(resolved, shares.test.shape, shares.test.classes)(tier)
+        net = build.make_tier_nets(resolved, problem_of(resolved, shares))(tier)
         torch.manual_seed(seed + 1000)
         plain = plain_loop(experiment, shares, net)
         with tempfile.TemporaryDirectory() as folder:

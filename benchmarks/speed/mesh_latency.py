@@ -28,6 +28,7 @@ from potluck.engines.peer_round import spec_of_updates
 from potluck.engines.security.certificates import write_certificates
 from potluck.experiment import build
 from potluck.experiment.config import Experiment
+from potluck.experiment.problem import problem_of
 from potluck.experiment.resolve import resolve
 from potluck.methods.fedh2l import posteriors
 
@@ -64,7 +65,7 @@ def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier
     torch.set_num_threads(1)
     ready = resolve(experiment(told.peers, told.seeds))
     shares = build.make_shares(ready)
-    nets = build.make_tier_nets(ready, shares.test.shape, shares.test.classes)
+    nets = build.make_tier_nets(ready, problem_of(ready, shares))
     federation = build.make_federation(ready, shares, build.make_method(ready, nets))
     device = federation.fleet.devices[me]
     links = Links(
@@ -78,7 +79,7 @@ def peer(me: int, ports: list[int], keys: str, told: argparse.Namespace, barrier
         max_frame_mb=64,
     )
     seconds, wrong, size = [], [], 0
-    classes = shares.test.classes
+    classes = shares.facts.outputs
     posterior_SC = torch.rand(told.seeds, classes, generator=torch.Generator().manual_seed(me)).softmax(dim=1)
     with open_mesh(links, "potluck/latency", told.peers) as mesh:
         mesh.join(told.peers - 1, LONGEST_S)

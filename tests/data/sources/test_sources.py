@@ -147,7 +147,7 @@ def test_each_source_says_how_it_is_written_and_what_it_is() -> None:
         ("synthetic:10", "two to four whole numbers"),
         ("synthetic:ten,3,32,32", "four whole numbers"),
         ("synthetic:9,3,32,32", "N >= 10"),
-        ("synthetic:10,0,32,32", "C, H, W >= 1"),
+        ("synthetic:10,0,32,32", "and C, H, W"),
         ("synthetic:1000000000,3,224,224", "8 GiB"),
         ("npz:/does/not/exist.npz", "is not there"),
         ("idx:/does/not/exist", "is not there"),

@@ -153,3 +153,22 @@ def test_features_of_names_are_left_as_they_are(tmp_path: Path) -> None:
     assert found.layout is not None
     assert int((~found.unscaled).sum()) == 1
     assert found.layout["order"] == ("hour", "town", "warm")
+
+
+def test_a_file_for_each_device_is_what_one_file_of_all_would_be(tmp_path: Path) -> None:
+    for number in range(3):
+        parquet.write_table(TABLE.slice(16 * number, 16), tmp_path / f"device-{number}.parquet")
+    columns = COLUMNS.model_copy(update={"id": "", "drop": ["note", "rain", "wind", "who"]})
+    found = load(f"parquet:{tmp_path}/device-*.parquet", Reading(columns=columns))
+    parquet.write_table(TABLE, tmp_path / "all.parquet")
+    whole = load(f"parquet:{tmp_path}/all.parquet", Reading(columns=columns))
+    assert found.layout is not None
+    assert whole.layout is not None
+    for key in ("order", "names", "classes"):
+        assert found.layout[key] == whole.layout[key]
+    assert found.layout["numbers"]["warm"][0] == pytest.approx(whole.layout["numbers"]["warm"][0], abs=1e-6)
+    assert found.owner_train is not None
+    assert torch.bincount(found.owner_train).tolist() == [13] * 3
+    assert len(found.x_test) == 9
+    with pytest.raises(DataError, match="no file matches"):
+        load(f"csv:{tmp_path}/device-*.csv", Reading(columns=columns))

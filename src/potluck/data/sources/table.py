@@ -1,11 +1,13 @@
 """Tables with named columns, ``[data.columns]`` saying which is what: ``csv:FILE``, ``parquet:FILE``, ``jsonl:FILE``.
 
 A folder holds the files train and test of that form. Of a single file a fixed fifth is held out: at random, evenly over
-classes, or, with ``time``, the latest rows of each id.
+classes, or, with ``time``, the latest rows of each id. ``csv:shares/*.csv`` are the files of as many devices: what is
+known of their columns (means, names, words, classes) comes from counts and sums of each file, added up.
 """
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +20,11 @@ from torch import Tensor
 
 from potluck.core import seeds
 from potluck.core.errors import DataError
-from potluck.data.dataset import SPLIT_SEED, TEST_SHARE, Dataset, dataset, stratified, without
+from potluck.data.dataset import SPLIT_SEED, TEST_SHARE, Dataset, dataset, expanded, stratified, without
 from potluck.data.source import Reading, Source, existing
 from potluck.data.table.layout import Layout, encode, layout_of
 from potluck.data.table.reading import read
-from potluck.data.table.survey import mixed, strings, survey
+from potluck.data.table.survey import mixed, strings, survey, total
 from potluck.tasks.task import strata_of
 
 ENDINGS = {"csv": (".csv", ".tsv", ".txt"), "parquet": (".parquet",), "jsonl": (".jsonl", ".json", ".ndjson")}
@@ -31,13 +33,16 @@ ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def load(form: str, where: str, reading: Reading) -> Dataset:
-    """The data of a file, or of a folder with train and test."""
+    """The data of a file, of a folder with train and test, or of a file for each device (``shares/*.csv``)."""
+    if "*" in where:
+        return _of_files(form, where, reading)
     path = existing(f"{form}:FILE", where)
+    name = f"{form}:{path}"
     if not path.is_dir():
-        return of_tables(f"{form}:{path}", read(path, reading.columns, form), None, reading)
+        return of_tables(name, [read(path, reading.columns, form)], None, reading)
     parts = {part: _part(path, part, form) for part in ("train", "test")}
     tables = {part: read(file, reading.columns, form) for part, file in parts.items()}
-    return of_tables(f"{form}:{path}", tables["train"], tables["test"], reading)
+    return of_tables(name, [tables["train"]], tables["test"], reading)
 
 
 def _part(folder: Path, part: str, form: str) -> Path:
@@ -47,20 +52,36 @@ def _part(folder: Path, part: str, form: str) -> Path:
     raise DataError(f"{form}:{folder}: there is no {part}{ENDINGS[form][0]}, expected train and test in a folder.")
 
 
-def of_tables(name: str, train: Any, test: Any | None, reading: Reading, layout: Layout | None = None) -> Dataset:
-    """The data set of Arrow tables, encoded as the training rows say; without ``test`` a fixed fifth is held out."""
+def _of_files(form: str, where: str, reading: Reading) -> Dataset:
+    """The data of several files, in the sorted order of their names: each is a natural device."""
+    paths = sorted(Path(path) for path in glob.glob(expanded(where)))  # noqa: PTH207 - pathlib takes no absolute pattern
+    if not paths:
+        raise DataError(f"{form}:{where}: no file matches, expected one for each device: check the path.")
+    tables = [read(path, reading.columns, form) for path in paths]
+    return of_tables(f"{form}:{where}", tables, None, reading, places=[f"{form}:{path}" for path in paths])
+
+
+def of_tables(
+    name: str, trains: Sequence[Any], test: Any | None, reading: Reading, *, places: Sequence[str] = ()
+) -> Dataset:
+    """The data set of Arrow tables, encoded as their surveys together say; without ``test`` a fifth of each is held out.
+
+    Several tables are of as many devices, whose rows nobody puts together; ``places`` says where each is from.
+    """
     columns, header = reading.columns, int(name.startswith("csv:") and not reading.columns.names)
-    ids = columns.ids or ([reading.column] if reading.column not in (None, "id_train") else [])
-    for column in train.column_names:
-        if _may_be_mixed(train, column, reading):
-            mixed(train.column(column), name, column, header)
-    if layout is None:
-        found = survey(train, columns, name, header=header, task=reading.task)
-        layout = layout_of(found, columns, train.column_names, name, reading.task)
-    x, y = encode(train, layout, columns, name, header)
-    owner = _owners(train, ids, name) if ids else None
+    places = places or [name]
+    found = []
+    for place, table in zip(places, trains, strict=True):
+        for column in table.column_names:
+            if _may_be_mixed(table, column, reading):
+                mixed(table.column(column), place, column, header)
+        found.append((place, survey(table, columns, place, header=header, task=reading.task)))
+    layout = layout_of(total(found), columns, trains[0].column_names, name, reading.task)
+    encoded = [encode(table, layout, columns, place, header) for place, table in zip(places, trains, strict=True)]
+    x, y = torch.cat([one[0] for one in encoded]), torch.cat([one[1] for one in encoded])
+    owner = _owners(trains, columns.ids or _asked(reading), name)
     if test is None:
-        held = _held(train, y, layout, owner, reading, name)
+        held = _held(trains, [one[1] for one in encoded], layout, owner, reading, name)
         kept = without(len(x), held)
         x, y, x_test, y_test = x[kept], y[kept], x[held], y[held]
         owner = None if owner is None else owner[kept]
@@ -82,6 +103,11 @@ def of_tables(name: str, train: Any, test: Any | None, reading: Reading, layout:
     )
 
 
+def _asked(reading: Reading) -> list[str]:
+    """The column of ids that the partition names, where it names one of a table."""
+    return [] if reading.column in (None, "id_train") else [str(reading.column)]
+
+
 def _may_be_mixed(table: Any, column: str, reading: Reading) -> bool:
     columns = reading.columns
     beside = {*columns.drop, *columns.ids, *columns.categorical, columns.time, columns.text}
@@ -89,27 +115,44 @@ def _may_be_mixed(table: Any, column: str, reading: Reading) -> bool:
     return wanted and column not in beside and str(table.column(column).type) in ("string", "large_string")
 
 
-def _owners(table: Any, ids: Sequence[str], name: str) -> Tensor:
-    """Natural ids numbered 0, 1, ... in sorted order; several columns make one id together."""
-    absent = [one for one in ids if one not in table.column_names]
-    if absent:
-        raise DataError(
-            f"{name} has no column {absent[0]!r} of natural ids (columns: {', '.join(table.column_names)})."
-        )
-    columns = [strings(table.column(one), name, one) for one in ids]
-    joined = np.array(["\0".join(parts) for parts in zip(*columns, strict=True)])
-    return torch.from_numpy(np.unique(joined, return_inverse=True)[1].astype(np.int64))
+def _owners(tables: Sequence[Any], ids: Sequence[str], name: str) -> Tensor | None:
+    """Natural ids numbered 0, 1, ... in sorted order, several columns making one id together; or the table's number."""
+    if not ids:
+        sizes = torch.tensor([table.num_rows for table in tables])
+        return torch.arange(len(tables)).repeat_interleave(sizes) if len(tables) > 1 else None
+    joined: list[str] = []
+    for table in tables:
+        absent = [one for one in ids if one not in table.column_names]
+        if absent:
+            there = ", ".join(table.column_names)
+            raise DataError(f"{name} has no column {absent[0]!r} of natural ids (columns: {there}).")
+        columns = [strings(table.column(one), name, one) for one in ids]
+        joined += ["\0".join(parts) for parts in zip(*columns, strict=True)]
+    return torch.from_numpy(np.unique(np.array(joined), return_inverse=True)[1].astype(np.int64))
 
 
-def _held(table: Any, y: Tensor, layout: Layout, owner: Tensor | None, reading: Reading, name: str) -> Tensor:
-    """The rows that test: a stratified fifth, or the latest fifth of each id."""
-    count = len(y)
-    if count < 5:
-        raise DataError(f"{name}: {count} rows, expected at least 5, a fifth of which is held out for testing.")
-    time = reading.columns.time
-    if not time:
-        draw = seeds.generator(SPLIT_SEED, 0, seeds.SERVER, "split")
-        return stratified(strata_of(y, layout.facts)[0], round(TEST_SHARE * count), draw)
+def _held(
+    tables: Sequence[Any], y: Sequence[Tensor], layout: Layout, owner: Tensor | None, reading: Reading, name: str
+) -> Tensor:
+    """The rows that test: a stratified fifth of each table, or the latest fifth of each id."""
+    held, start = [], 0
+    for number, (table, targets) in enumerate(zip(tables, y, strict=True)):
+        count = len(targets)
+        if count < LEAST_ROWS:
+            raise DataError(f"{name}: {count} rows, expected at least 5, a fifth of which is held out for testing.")
+        if reading.columns.time:
+            groups = torch.zeros(count, dtype=torch.int64) if owner is None else owner[start : start + count]
+            rows = _latest(table, groups, reading.columns.time, name)
+        else:
+            draw = seeds.generator(SPLIT_SEED, number, seeds.SERVER, "split")
+            rows = stratified(strata_of(targets, layout.facts)[0], round(TEST_SHARE * count), draw)
+        held.append(start + rows)
+        start += count
+    return torch.cat(held).sort().values
+
+
+def _latest(table: Any, groups: Tensor, time: str, name: str) -> Tensor:
+    """The latest fifth of each group's rows."""
     column = table.column(time)
     if column.null_count:
         raise DataError(f"{name}, column {time!r}: the time is missing in {column.null_count} rows: drop those rows.")
@@ -117,19 +160,18 @@ def _held(table: Any, y: Tensor, layout: Layout, owner: Tensor | None, reading: 
     odd = [value for value in values if isinstance(value, str) and not ISO.match(value)]
     if odd:
         raise DataError(
-            f"{name}, column {time!r}: {odd[0]!r} cannot be put in order: write dates as 2031-12-24, or name a "
-            "column of "
-            "numbers as the time."
+            f"{name}, column {time!r}: {odd[0]!r} cannot be put in order: write dates as 2031-12-24, or name a column "
+            "of numbers as the time."
         )
-    order = torch.tensor(sorted(range(count), key=values.__getitem__), dtype=torch.int64)
-    groups = torch.zeros(count, dtype=torch.int64) if owner is None else owner
+    order = torch.tensor(sorted(range(len(values)), key=values.__getitem__), dtype=torch.int64)
     held = []
     for group in torch.unique(groups):
         rows = order[groups[order] == group]
         held.append(rows[len(rows) - round(TEST_SHARE * len(rows)) :])
-    return torch.cat(held).sort().values
+    return torch.cat(held)
 
 
+LEAST_ROWS = 5
 SUMMARIES = {
     "csv": "a table with a header; [data.columns] says which column is what",
     "parquet": "such a table in an Apache Parquet file",
