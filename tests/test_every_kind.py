@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def test_a_run_of_every_kind_is_reported_planned_and_exported(task: str, tmp_pat
     assert {row.tier for row in planned.tiers} == {"small", "large"}
     written = export(tmp_path / "run", "small", tmp_path / "small.pt2")
     assert written.bytes > 0
+    card = json.loads((tmp_path / "small.pt2.json").read_text())
+    assert card["inputs"]["kind"] == found.problem.inputs.kind
+    assert card["outputs"]["task"] == found.problem.kind
+    assert bool(card["outputs"]["mean"]) == (task == "regression")
+    assert (
+        card["inputs"]["vocabulary"]
+        or len(card["inputs"]["deviation"]) == {3: 1, 2: 3, 1: 12}[len(card["inputs"]["shape"])]
+    )
     net = found.model("large")
     with torch.no_grad():
         assert torch.isfinite(net(found.problem.inputs.example(3))).all()

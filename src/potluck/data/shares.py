@@ -33,6 +33,8 @@ class Shares:
     held: Shard | None
     test: Shard
     tests: tuple[Shard, ...] | None
+    own: tuple[Shard, ...] | None = None
+    """What each device has held out of its own data for its own test, where it was asked for."""
     layout: Mapping[str, Any] | None = None
     """By what rows of a table were encoded."""
 
@@ -62,11 +64,13 @@ def share_out(
     server_samples: int,
     normalise: bool,
     limit: int,
+    own_test: float = 0.0,
 ) -> Shares:
     """The shares of an experiment; a pure function of its arguments.
 
     First ``limit`` cuts the training data (0: all), then the ``public`` fraction and ``server_samples`` are set aside,
-    each class (and domain, and file) giving its part, and the rest is partitioned. All shards hold the same tensors.
+    each class (and domain, and file) giving its part, and the rest is partitioned. Of each device's part the share
+    ``own_test`` is held out for its own test, unless its file brings one. All shards hold the same tensors.
     Raises DataError if the data do not suffice, or do not fit.
     """
     _check(public, server_samples, limit)
@@ -74,6 +78,10 @@ def share_out(
     public_rows, server_rows = _set_aside(arranged, spec, seed, public, server_samples)
     rest = without(len(arranged.x_train), torch.cat([public_rows, server_rows]))
     parts = partition(arranged, spec, devices, seed, rest)
+    own: list[Tensor] | None = None
+    if own_test and tests is None:
+        own = [_own_rows(arranged, part, own_test, seed, device) for device, part in enumerate(parts)]
+        parts = [part[~torch.isin(part, held)] for part, held in zip(parts, own, strict=True)]
     # Views of one tensor: thousands of small ones, each on its own, leave a heap in which every allocation is slower.
     indices = torch.split(torch.cat(parts), [len(part) for part in parts])
     mean, deviation = moments(arranged.x_train) if normalise else neutral(arranged.x_train)
@@ -96,8 +104,16 @@ def share_out(
         held=replace(train, index=server_rows) if len(server_rows) else None,
         test=test,
         tests=None if tests is None else tuple(replace(test, index=rows) for rows in tests),
+        own=None if own is None else tuple(replace(train, index=rows) for rows in own),
         layout=dataset.layout,
     )
+
+
+def _own_rows(dataset: Dataset, part: Tensor, share: float, seed: int, device: int) -> Tensor:
+    """The rows of a device's part that test; each stratum gives its share. One row at least stays to train on."""
+    strata, _ = strata_of(dataset.y_train, dataset.facts)
+    count = min(len(part) - 1, max(1, round(share * len(part))))
+    return part[stratified(strata[part], count, seeds.generator(seed, 0, device, "own test"))]
 
 
 def _test(dataset: Dataset, train: Shard) -> Shard:

@@ -11,6 +11,7 @@ number of evaluations, a compact net through its small layers.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from potluck.core.errors import ConfigError, MissingExtraError, ModelError
 from potluck.core.types import Inputs
+from potluck.experiment import store
 from potluck.experiment.run_reader import Run
 from potluck.nets.weights import weights_of
 from potluck.nets.zoo import count_parameters
@@ -55,6 +57,8 @@ class Exported:
 def export(folder: str | Path, tier: str, to: str | Path) -> Exported:
     """Writes the model that a device of ``tier`` deploys to ``to``; its ending says in which form.
 
+    Beside it ``to``.json says what it is given and what it says (``card``).
+
     Raises RunFolderError for a folder that holds no run, ConfigError for an unknown tier or ending, ModelError for a
     net that cannot be traced or whose file computes something else, MissingExtraError where ONNX is not installed.
     """
@@ -66,15 +70,45 @@ def export(folder: str | Path, tier: str, to: str | Path) -> Exported:
     run = Run.load(folder)
     net = run.model(tier).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     inputs = run.problem.inputs
+    beside = path.with_suffix(path.suffix + ".json")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         difference = WRITERS[path.suffix](net.eval(), inputs, partial)
         partial.replace(path)
+        beside.write_text(json.dumps(card(run), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--to {path}: cannot be written ({error.strerror})") from None
     finally:
         partial.unlink(missing_ok=True)
     return Exported(path=path, bytes=path.stat().st_size, parameters=count_parameters(net), difference=difference)
+
+
+def card(run: Run) -> dict[str, Any]:
+    """What a model of the run is given and what it says: how samples are to be prepared, and outputs to be read.
+
+    ``inputs``: kind, shape, vocabulary, and mean and deviation of each channel or feature (of bytes as value / 255).
+    ``outputs``: the task, names, and of numbers mean and deviation, by which what it says is multiplied and moved.
+    ``layout``: of a table, by what its rows are encoded.
+    """
+    facts, problem = store.read_manifest(run.path)["facts"], run.problem
+    place = run.path / "layout.json"
+    targets = problem.task.facts
+    return {
+        "inputs": {
+            "kind": problem.inputs.kind,
+            "shape": list(problem.inputs.shape),
+            "vocabulary": problem.inputs.vocabulary,
+            **facts.get("normalisation", {}),
+        },
+        "outputs": {
+            "task": problem.kind,
+            "count": problem.task.outputs,
+            "names": list(targets.names),
+            "mean": list(targets.mean),
+            "deviation": list(targets.deviation),
+        },
+        "layout": json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None,
+    }
 
 
 def _write_safetensors(net: nn.Module, inputs: Inputs, path: Path) -> float:

@@ -40,6 +40,8 @@ class DeviceRuntime:
     shard: Callable[[Device], Shard]
     public: Shard | None
     test: Callable[[Device], Shard]
+    own: Callable[[Device], Shard]
+    """What a device has held out of its own data."""
     store: LocalStateStore
     seed: int
     task: LearningTask
@@ -155,13 +157,16 @@ class DeviceRuntime:
         else:
             local_state = self.store.load(request.device.id, request.ack).get("own") or None
         net = deployed(self.method, None, local_state, request.device)
-        found = self._measure(net, _rows(self.test(request.device), ask, self.seed))
+        found = self._measure(net, _rows(self._tested(request.device, ask), ask, self.seed))
         return self.messages.write_up(found, request.round, request.device.id, None, {})[0]
 
     def _score(self, request: Request, costs: meter.Meter) -> bytearray:
         ask, _ = frame.decode(request.frame)
         net = self.method.model(ask.get("state", {}), None, request.device)
-        return frame.encode(self._measure(net, _rows(self.test(request.device), ask, self.seed)))
+        return frame.encode(self._measure(net, _rows(self._tested(request.device, ask), ask, self.seed)))
+
+    def _tested(self, device: Device, ask: Mapping[str, Any]) -> Shard:
+        return self.own(device) if ask.get("own") else self.test(device)
 
     def _measure(self, net: torch.nn.Module, shard: Shard) -> Score:
         with meter.part("evaluate"):

@@ -24,29 +24,50 @@ MOST_ROWS = 2**40
 
 
 def evaluate_models(federation: Federation, engine: Engine, result: RoundResult, samples: int) -> None:
-    """Fills ``result.scores`` by device, on ``samples`` test samples (0: all), and the ledger of what crossed links."""
+    """Fills ``result.scores`` by device, on ``samples`` test samples (0: all), and the ledger of what crossed links.
+
+    Where each device's own data are tested on beside the common ones, ``result.own_scores`` likewise, always on all.
+    """
     start = time.perf_counter()
     result.scores.clear()
-    personal = federation.method.traits.personal
-    groups: dict[Any, list[Device]] = {}
-    for device in federation.fleet.devices:
-        alike = device.id if personal else (federation.method.variant(device), federation.depths[device.tier])
-        groups.setdefault(alike, []).append(device)
-    requests_of = _device_requests if personal else _server_requests
-    asked = requests_of(federation, result.checkpoint, [group[0] for group in groups.values()], samples)
-    for response in engine.exchange(asked, None):
-        _note(federation, result, response)
-    for group in groups.values():
-        for device in group[1:]:
-            if group[0].id in result.scores:
-                result.scores[device.id] = result.scores[group[0].id]
+    result.own_scores.clear()
+    for number, where in enumerate(federation.evaluate_on):
+        into = result.own_scores if number else result.scores
+        _evaluate(federation, engine, result, into, samples, own=where == "own")
     result.parts["evaluate"] = result.parts.get("evaluate", 0.0) + time.perf_counter() - start
 
 
+def _evaluate(
+    federation: Federation,
+    engine: Engine,
+    result: RoundResult,
+    into: dict[int, Score],
+    samples: int,
+    *,
+    own: bool,
+) -> None:
+    personal = federation.method.traits.personal
+    groups: dict[Any, list[Device]] = {}
+    for device in federation.fleet.devices:
+        alone = personal or own
+        alike = device.id if alone else (federation.method.variant(device), federation.depths[device.tier])
+        groups.setdefault(alike, []).append(device)
+    requests_of = _device_requests if personal else _server_requests
+    asked = requests_of(federation, result.checkpoint, [group[0] for group in groups.values()], samples, own)
+    for response in engine.exchange(asked, None):
+        _note(federation, result, into, response)
+    for group in groups.values():
+        for device in group[1:]:
+            if group[0].id in into:
+                into[device.id] = into[group[0].id]
+
+
 def _device_requests(
-    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int
+    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int, own: bool
 ) -> Iterator[Request]:
-    rows = {"start": 0, "stop": MOST_ROWS, "samples": samples}
+    rows: dict[str, Any] = {"start": 0, "stop": MOST_ROWS, "samples": samples}
+    if own:
+        rows = {**rows, "samples": 0, "own": True}
     ask, size = federation.messages.write_down(rows, checkpoint.round)
     for device in devices:
         ack = checkpoint.acks.get(device.id, 0)
@@ -57,8 +78,14 @@ def _device_requests(
 
 
 def _server_requests(
-    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int
+    federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int, own: bool
 ) -> Iterator[Request]:
+    if own:  # the model lies on the device already: in a simulation nothing of this crosses a link
+        ask = {"start": 0, "stop": MOST_ROWS, "samples": 0, "own": True, "state": checkpoint.state}
+        made = frame.encode(ask)
+        for device in devices:
+            yield Request(device=device, round=checkpoint.round, verb="score", frame=made)
+        return
     rows = samples or federation.test_samples
     for start in range(0, rows, CHUNK):
         ask = {"start": start, "stop": min(start + CHUNK, rows), "samples": samples, "state": checkpoint.state}
@@ -67,7 +94,7 @@ def _server_requests(
             yield Request(device=device, round=checkpoint.round, verb="score", frame=made)
 
 
-def _note(federation: Federation, result: RoundResult, response: Response) -> None:
+def _note(federation: Federation, result: RoundResult, into: dict[int, Score], response: Response) -> None:
     """Adds a response's counts to the scores; one that is wrong is rejected and named in the ledger."""
     request, device = response.request, response.request.device
     status, reason, score = response.status, response.reason, None
@@ -79,8 +106,8 @@ def _note(federation: Federation, result: RoundResult, response: Response) -> No
     if request.verb == "evaluate":
         result.rows += ledger_rows(response, tree.nbytes(score or {}), status, reason)
     if score is not None:
-        held = result.scores.get(device.id)
-        result.scores[device.id] = score if held is None else sum_scores(held, score)
+        held = into.get(device.id)
+        into[device.id] = score if held is None else sum_scores(held, score)
 
 
 def _read(federation: Federation, response: Response) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Federation:
     """What ``[model] steps`` says of each tier: it makes models of equal variants unlike."""
     evaluate_every: int
     evaluate_samples: int
+    evaluate_on: Sequence[str] = ("common",)
+    """``common`` test data, each device's ``own``, or both."""
 
     def server_context(self, round: int) -> ServerContext:
         """The server's side of a round."""

@@ -44,6 +44,8 @@ class RoundResult:
     notes: dict[int, dict[str, float]] = field(default_factory=dict)
     server_notes: dict[str, float] = field(default_factory=dict)
     scores: dict[int, Score] = field(default_factory=dict)
+    own_scores: dict[int, Score] = field(default_factory=dict)
+    """On each device's own test data, where both are evaluated on."""
     parts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 

@@ -65,7 +65,13 @@ def make_shares(resolved: Resolved) -> Shares:
         server_samples=data.server_samples,
         normalise=data.normalise,
         limit=data.limit,
+        own_test=own_share(resolved.experiment),
     )
+
+
+def own_share(experiment: Experiment) -> float:
+    """The share of its data that a device holds out for its own test; 0: none."""
+    return 0.0 if experiment.evaluate.on == "common" else experiment.evaluate.own_test
 
 
 def make_fleet(resolved: Resolved) -> Fleet:
@@ -239,6 +245,11 @@ def make_runtime(resolved: Resolved, shares: Shares, folder: Path) -> DeviceRunt
     problem = problem_of(resolved, shares)
     nets, tests = make_tier_nets(resolved, problem), shares.tests
 
+    def own(device: Device) -> Any:
+        held = tests if shares.own is None else shares.own
+        assert held is not None, "checked before the run"
+        return held[device.id]
+
     def test(device: Device) -> Any:
         return shares.test if tests is None else tests[device.id]
 
@@ -248,6 +259,7 @@ def make_runtime(resolved: Resolved, shares: Shares, folder: Path) -> DeviceRunt
         shard=lambda device: shares.train[device.id],
         public=shares.public,
         test=test,
+        own=own,
         store=LocalStateStore(folder),
         seed=resolved.experiment.seed,
         task=problem.task,
@@ -280,4 +292,5 @@ def make_federation(resolved: Resolved, shares: Shares, problem: Problem, method
         depths=resolved.depths,
         evaluate_every=evaluate.every,
         evaluate_samples=evaluate.samples,
+        evaluate_on=("common", "own") if evaluate.on == "both" else (evaluate.on,),
     )

@@ -143,6 +143,10 @@ class Evaluate(Section):
     samples: Natural = 0
     metric: str = "task"
     """The metric by which runs are judged: the task's own, another one of its metrics, or a function of one's own."""
+    on: Literal["common", "own", "both"] = "common"
+    """The common test data, each device's own, or the one beside the other."""
+    own_test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The share of a device's data that is held out for its own test, where ``on`` asks for one."""
     better: Literal["higher", "lower"] = "higher"
     """Which way a metric of one's own is better."""
 

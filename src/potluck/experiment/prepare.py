@@ -52,6 +52,10 @@ def found_sound(resolved: Resolved, shares: Shares) -> Prepared:
     build.require_nets_fit(nets, resolved, problem)
     federation = build.make_federation(resolved, shares, problem, build.make_method(resolved, problem, nets))
     measure = Measure.of(resolved, problem)
+    if experiment.evaluate.on != "common" and experiment.engine.kind not in ("inprocess", "pool"):
+        raise ConfigError(
+            f'evaluate.on = "{experiment.evaluate.on}": works in a simulation so far; on real devices choose "common"'
+        )
     if experiment.stop.accuracy and measure.name != "accuracy":
         raise ConfigError(
             f"stop.accuracy = {experiment.stop.accuracy:g}: this run is judged by {measure.name}; set stop.metric"

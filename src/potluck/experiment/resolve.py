@@ -137,6 +137,8 @@ def _digest(experiment: Experiment) -> str:
     table = experiment.model_dump(mode="json")
     kept = {key: value for key, value in table.items() if key not in LOCAL}
     kept["threads"] = experiment.engine.threads
+    if experiment.evaluate.on != "common":  # it changes what a device trains on
+        kept["own_test"] = experiment.evaluate.own_test
     kept["data"] = {**kept["data"], "source": kind_of(kept["data"]["source"])[0]}
     return hashlib.sha256(canonical(kept).encode()).hexdigest()
 

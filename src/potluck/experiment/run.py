@@ -43,6 +43,8 @@ def run(experiment: Experiment, out: str | Path | None = None, listener: Listene
         first = initial_checkpoint(ready.federation)
         require_deadline(ready, first)
         with store.RunFolder.create(path, ready.experiment) as folder:
+            if ready.shares.layout is not None:
+                folder.write_json("layout.json", dict(ready.shares.layout))
             folder.save_checkpoint(first, facts=facts_of(ready, 0.0), line=None, rows=())
             return go_on(ready, folder, first, listener, engine_of(ready, folder))
 
@@ -98,6 +100,7 @@ def facts_of(ready: Prepared, wall_seconds: float, stopped: str = "") -> dict[st
         "shape": list(test.inputs.shape),
         "classes": test.facts.outputs,
         "problem": ready.problem.as_table(),
+        "normalisation": {"mean": test.mean.flatten().tolist(), "deviation": test.deviation.flatten().tolist()},
         "wall_seconds": wall_seconds,
         "stopped": stopped,
     }

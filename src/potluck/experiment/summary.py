@@ -32,6 +32,8 @@ def last_of(lines: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, A
         "metric": {"name": measure.name, "better": measure.better} | {key: metric.get(key) for key in SPREAD},
         "metrics": last.get("metrics", {}),
     }
+    if "own" in last:
+        said["own"] = last["own"]
     if measure.task.name == "classification":
         found = last.get("accuracy", {})
         told = {key: found.get(key) for key in SPREAD} | {key: found.get(key, {}).get("mean") for key in ("ad", "al")}
@@ -105,6 +107,8 @@ def round_line(
         "notes": _by_tier(result, devices) | ({"server": result.server_notes} if result.server_notes else {}),
         "parts": result.parts,
     }
+    if result.own_scores:
+        line["own"] = _own(result.own_scores, devices, measure)
     return line | _scores(result, devices, measure, personal, parts) if result.scores else line
 
 
@@ -129,6 +133,20 @@ def _scores(
         right = {device: values["accuracy"] for device, values in found.items()}
         told["accuracy"] = metric if measure.own or measure.name == "accuracy" else measure.spread(right, devices)
     return told
+
+
+PERCENTILES = (10, 25, 50, 75, 90)
+
+
+def _own(scores: Mapping[int, Score], devices: Sequence[Device], measure: Measure) -> dict[str, Any]:
+    """The metric on each device's own data: over devices, as percentiles, and of each."""
+    values = {device: measure.value(score["all"]) for device, score in scores.items() if not _empty(score["all"])}
+    if not values:
+        return {}
+    spread = torch.tensor(list(values.values()), dtype=torch.float64)
+    percentiles = {f"{at}": float(spread.quantile(at / 100)) for at in PERCENTILES}
+    by_device = {str(device): value for device, value in values.items()}
+    return {**measure.spread(values, devices), "percentiles": percentiles, "devices": by_device}
 
 
 def _of_task(totals: Totals) -> Totals:

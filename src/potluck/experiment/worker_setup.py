@@ -28,6 +28,8 @@ class PackedShares:
     test: Shard
     tests: Shard | None
     test_sizes: list[int]
+    own: Shard | None = None
+    own_sizes: Sequence[int] = ()
 
     @classmethod
     def of(cls, shares: Shares) -> PackedShares:
@@ -41,6 +43,8 @@ class PackedShares:
             test=_joined([shares.test]),
             tests=None if tests is None else _joined(tests),
             test_sizes=[] if tests is None else [len(shard) for shard in tests],
+            own=None if shares.own is None else _joined(shares.own),
+            own_sizes=[len(shard) for shard in shares.own or ()],
         )
 
     def unpacked(self) -> Shares:
@@ -51,6 +55,7 @@ class PackedShares:
             held=self.held,
             test=self.test,
             tests=None if self.tests is None else _cut(self.tests, self.test_sizes),
+            own=None if self.own is None else _cut(self.own, self.own_sizes),
         )
 
 

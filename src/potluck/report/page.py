@@ -141,7 +141,7 @@ def _sections(page: Page, run: Run) -> Html:
     """What every run's report says below its numbers."""
     noted, constant = costs.notes(run)
     table = tables.constant_notes(run, constant) if constant else ""
-    learned = [plots.metric_lines(run), plots.final(run), plots.domains(run)]
+    learned = [plots.metric_lines(run), plots.final(run), plots.on_own_data(run), plots.domains(run)]
     parts = [
         _section("What it learned", [*(page.panel(panel) for panel in learned), tables.metrics(run)]),
         _section("What it cost", [page.panel(costs.bytes_panels(run)), page.panel(costs.wall(run))]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from potluck.report import shapes
@@ -121,6 +121,20 @@ def _against(run: Run, rounds: Sequence[Round], legend: Sequence[Entry], x: Prog
 def score_axis(metric: str, title: str = "") -> dict[str, object]:
     """The axis of a metric."""
     return axis(title, ".0%" if metric in SHARES else "")
+
+
+def on_own_data(run: Run) -> Panel | None:
+    """The last evaluated round on each device's own test data, by device."""
+    last = next(iter(run.evaluated[-1:]), None)
+    if last is None or last.own is None:
+        return None
+    made = _histogram(run, last.own) if len(last.own.devices) > shapes.MOST_DEVICES else _by_device(run, last.own)
+    worst, mean = score(last.own.worst, run.metric), score(last.own.mean, run.metric)
+    return replace(
+        made,
+        title=f"Final {words(run.metric)} on each device's own data",
+        text=f"What each device would deploy, on what it held out of its own data: mean {mean}, worst {worst}.",
+    )
 
 
 def final(run: Run) -> Panel | None:

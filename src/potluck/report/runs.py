@@ -55,6 +55,8 @@ class Round:
     """Means of all metrics over devices."""
     breakdown: Mapping[str, float] = field(default_factory=dict)
     """The metric of each class, label or target, likewise."""
+    own: Scores | None = None
+    """On each device's own test data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +257,9 @@ def _rounds(place: Path, length: int | None) -> list[Round]:
 
 def _without_devices(line: Round) -> Round:
     assert line.scores is not None
-    return replace(line, scores=replace(line.scores, devices={}, domains={}, ad={}, al={}), metrics={}, breakdown={})
+    return replace(
+        line, scores=replace(line.scores, devices={}, domains={}, ad={}, al={}), metrics={}, breakdown={}, own=None
+    )
 
 
 def _round(line: Mapping[str, Any]) -> Round:
@@ -277,6 +281,7 @@ def _round(line: Mapping[str, Any]) -> Round:
         better=str(line.get("metric", {}).get("better", "higher")),
         metrics={str(name): float(value) for name, value in line.get("metrics", {}).items()},
         breakdown={str(name): float(value) for name, value in line.get("breakdown", {}).items()},
+        own=_scores(line["own"]) if line.get("own") else None,
     )
 
 

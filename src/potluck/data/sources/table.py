@@ -64,7 +64,7 @@ def _of_files(form: str, where: str, reading: Reading) -> Dataset:
 def of_tables(
     name: str, trains: Sequence[Any], test: Any | None, reading: Reading, *, places: Sequence[str] = ()
 ) -> Dataset:
-    """The data set of Arrow tables, encoded as their surveys together say; without ``test`` a fifth of each is held out.
+    """The data set of Arrow tables, encoded as their surveys together say; without ``test`` a fifth of each tests.
 
     Several tables are of as many devices, whose rows nobody puts together; ``places`` says where each is from.
     """
