@@ -196,7 +196,7 @@ def _several(page: Page, read: Sequence[Run]) -> Html:
     numbers.append((ran_with.to_target(read, names) if common else None) or "")
     parts.append(_section("Side by side", numbers))
     trade = [compare.pareto(read, entries) if common else None, compare.bytes_bars(read, names)]
-    parts.append(_section("What accuracy costs", [page.panel(panel) for panel in trade]))
+    parts.append(_section("What it costs", [page.panel(panel) for panel in trade]))
     lines = [
         compare.curves(read, entries, "mean"),
         compare.curves(read, entries, "worst"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from potluck.report import target
 from potluck.report.runs import Run
 from potluck.report.tables import flat, table, value_text
-from potluck.report.units import NONE, Html, duration, score, size
+from potluck.report.units import NONE, SHARES, Html, duration, score, size
 
 
 def method_settings(groups: Mapping[str, Sequence[Run]]) -> Html:
@@ -32,9 +32,11 @@ def to_target(runs: Sequence[Run], labels: Sequence[str]) -> Html | None:
         found = target.reached(run, goal)
         words = [found.round, size(found.bytes), duration(found.simulated_seconds)] if found else [NONE, NONE, NONE]
         rows.append([label, *words])
-    text = f"The first evaluated round with a mean of {score(goal)}: 90% of the best one here, in whole per cent."
+    shown = score(goal, runs[0].metric)
+    how = "in whole per cent" if runs[0].metric in SHARES else "in three digits"
+    text = f"The first evaluated round with a mean of {shown} or better: a tenth worse than the best one here, {how}."
     head = ["run", "round", "bytes until then", "simulated time"]
-    return Html(f"<h3>To {score(goal)}</h3><p>{text}</p>{table(head, rows)}")
+    return Html(f"<h3>To {shown}</h3><p>{text}</p>{table(head, rows)}")
 
 
 def failures(found: Sequence[Mapping[str, str]]) -> Html | None:

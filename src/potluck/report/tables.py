@@ -46,9 +46,10 @@ def headline(run: Run) -> Html:
     cards: list[tuple[str, str, str]] = []
     if scores is not None:
         at = run.evaluated[-1].number
+        tenth = "10th" if run.better == "higher" else "90th"
         cards += [
             (f"mean {words(run.metric)}", score(scores.mean, run.metric), f"over devices, after round {at}"),
-            ("worst device", score(scores.worst, run.metric), f"10th percentile {score(scores.p10, run.metric)}"),
+            ("worst device", score(scores.worst, run.metric), f"{tenth} percentile {score(scores.p10, run.metric)}"),
         ]
     else:
         cards.append((words(run.metric), NONE, "not evaluated yet"))
