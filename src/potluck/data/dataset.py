@@ -337,14 +337,15 @@ def retargeted(found: Dataset, task: str) -> Dataset:
             f'task.kind = "{task}": the targets of {found.name!r} are of the task {found.task!r}; leave kind out, or '
             "convert them."
         )
-    if any(not _is_number(name) for name in found.facts.names):
+    if any(not is_number(name) for name in found.facts.names):
         raise DataError(f'task.kind = "regression": the classes of {found.name!r} are names, not numbers.')
     values = torch.tensor([float(name) for name in found.facts.names] or list(range(found.facts.outputs)))
     y_train, y_test = (values[y].to(torch.float32)[:, None] for y in (found.y_train, found.y_test))
     return replace(found, y_train=y_train, y_test=y_test, facts=TargetFacts(outputs=1))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
     try:
         float(text)
     except ValueError:

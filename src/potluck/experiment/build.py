@@ -271,7 +271,8 @@ def make_runtime(resolved: Resolved, shares: Shares, folder: Path) -> DeviceRunt
 
 def _domains(shares: Shares) -> int:
     """How many domains the test data have; 0: they name none."""
-    return 0 if shares.test.domains is None else int(shares.test.domains.max()) + 1
+    domains = shares.test.domains
+    return 0 if domains is None or not domains.numel() else int(domains.max()) + 1
 
 
 def make_federation(resolved: Resolved, shares: Shares, problem: Problem, method: Any) -> Federation:

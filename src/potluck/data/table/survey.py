@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from potluck.core.errors import DataError
+from potluck.data.dataset import is_number
 from potluck.data.table.columns import Columns
 from potluck.data.table.reading import require_columns
 
@@ -203,20 +204,12 @@ def floats(column: Any, where: str, name: str, header: int = 1) -> Any:
 
 def _refuse_text(column: Any, where: str, name: str, header: int) -> None:
     for row, value in enumerate(column.to_pylist()):
-        if value is not None and not _is_number(str(value)):
+        if value is not None and not is_number(str(value)):
             raise DataError(
                 f"{where}, column {name!r}, row {row + 1 + header}: {str(value)[:40]!r} is no number: mend it, or "
                 "name the "
                 "column in [data.columns] categorical or drop."
             )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _numbers(values: Any) -> Numbers:
@@ -236,7 +229,7 @@ def _numbers(values: Any) -> Numbers:
 def mixed(column: Any, where: str, name: str, header: int = 1) -> None:
     """Raises DataError for a column of text most of whose cells are numbers: a few cells spoil it."""
     values = [value for value in column.to_pylist() if isinstance(value, str) and value.strip()]
-    odd = [value for value in values if not _is_number(value)]
+    odd = [value for value in values if not is_number(value)]
     if not values or not odd:
         return
     commas = [value for value in values if re.fullmatch(r"-?\d+,\d+", value.strip())]
