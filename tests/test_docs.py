@@ -41,6 +41,7 @@ PAGES = [
     "docs/getting-started.md",
     "docs/choosing.md",
     "docs/extending.md",
+    "docs/tasks.md",
     *(f"docs/methods/{name}.md" for name in methods.METHODS),
 ]
 
