@@ -155,20 +155,32 @@ def test_features_of_names_are_left_as_they_are(tmp_path: Path) -> None:
     assert found.layout["order"] == ("hour", "town", "warm")
 
 
-def test_a_file_for_each_device_is_what_one_file_of_all_would_be(tmp_path: Path) -> None:
+def test_files_of_devices_are_known_by_what_they_say_together(tmp_path: Path) -> None:
     for number in range(3):
         parquet.write_table(TABLE.slice(16 * number, 16), tmp_path / f"device-{number}.parquet")
-    columns = COLUMNS.model_copy(update={"id": "", "drop": ["note", "rain", "wind", "who"]})
+    columns = Columns(target="rides", features=["town", "warm"], missing="impute")
     found = load(f"parquet:{tmp_path}/device-*.parquet", Reading(columns=columns))
-    parquet.write_table(TABLE, tmp_path / "all.parquet")
-    whole = load(f"parquet:{tmp_path}/all.parquet", Reading(columns=columns))
     assert found.layout is not None
-    assert whole.layout is not None
-    for key in ("order", "names", "classes"):
-        assert found.layout[key] == whole.layout[key]
-    assert found.layout["numbers"]["warm"][0] == pytest.approx(whole.layout["numbers"]["warm"][0], abs=1e-6)
+    assert found.layout["names"]["town"] == ("Bern", "Oslo", "Rome")
+    there = found.x_train[found.x_train[:, 5] == 0, 4].double()
+    assert found.layout["numbers"]["warm"][0] == pytest.approx(float(there.mean()), abs=1e-6)
     assert found.owner_train is not None
     assert torch.bincount(found.owner_train).tolist() == [13] * 3
     assert len(found.x_test) == 9
     with pytest.raises(DataError, match="no file matches"):
         load(f"csv:{tmp_path}/device-*.csv", Reading(columns=columns))
+
+
+def test_what_is_known_of_columns_is_known_of_training_rows_alone(tmp_path: Path) -> None:
+    """The latest fifth has a town of its own, and is warmer."""
+    town = TABLE.column("town").to_pylist()[:40] + ["Paris"] * 8
+    warm = [1.0 if n % 2 else 3.0 for n in range(40)] + [None] * 8
+    table = TABLE.set_column(1, "town", pa.array(town)).set_column(2, "warm", pa.array(warm))
+    table = table.append_column("when", pa.array(range(48)))
+    parquet.write_table(table, tmp_path / "t.parquet")
+    columns = Columns(target="rides", features=["town", "warm"], time="when", missing="impute")
+    found = load(f"parquet:{tmp_path}/t.parquet", Reading(columns=columns))
+    assert found.layout is not None
+    assert found.layout["names"]["town"] == ("Bern", "Oslo", "Rome")
+    assert found.layout["numbers"]["warm"] == (pytest.approx(sum(warm[:38]) / 38), False)
+    assert found.x_test[-1].tolist() == pytest.approx([0, 0, 0, 1, sum(warm[:38]) / 38])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,24 @@ def of_tables(
     """
     columns, header = reading.columns, int(name.startswith("csv:") and not reading.columns.names)
     places = places or [name]
-    found = []
     for place, table in zip(places, trains, strict=True):
         for column in table.column_names:
             if _may_be_mixed(table, column, reading):
                 mixed(table.column(column), place, column, header)
-        found.append((place, survey(table, columns, place, header=header, task=reading.task)))
-    layout = layout_of(total(found), columns, trains[0].column_names, name, reading.task)
-    encoded = [encode(table, layout, columns, place, header) for place, table in zip(places, trains, strict=True)]
-    x, y = torch.cat([one[0] for one in encoded]), torch.cat([one[1] for one in encoded])
+
+    def encoded(layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+        made = [encode(table, layout, columns, place, header) for place, table in zip(places, trains, strict=True)]
+        return [x for x, _ in made], [y for _, y in made]
+
+    layout = _layout(name, places, trains, reading, header)
     owner = _owners(trains, columns.ids or _asked(reading), name)
+    held = torch.zeros(0, dtype=torch.int64)
+    if test is None:  # what is known of the columns is known of the rows that train; only the classes are all
+        held = _held(trains, encoded(layout)[1], layout, owner, reading, name)
+        training = _layout(name, places, _without(trains, held), reading, header)
+        layout = replace(training, classes=layout.classes)
+    x, y = (torch.cat(parts) for parts in encoded(layout))
     if test is None:
-        held = _held(trains, [one[1] for one in encoded], layout, owner, reading, name)
         kept = without(len(x), held)
         x, y, x_test, y_test = x[kept], y[kept], x[held], y[held]
         owner = None if owner is None else owner[kept]
@@ -101,6 +108,25 @@ def of_tables(
         layout=layout.as_table(),
         own_test=test is not None,
     )
+
+
+def _layout(name: str, places: Sequence[str], tables: Sequence[Any], reading: Reading, header: int) -> Layout:
+    """What the surveys of these tables say together."""
+    found = [
+        (place, survey(table, reading.columns, place, header=header, task=reading.task))
+        for place, table in zip(places, tables, strict=True)
+    ]
+    return layout_of(total(found), reading.columns, tables[0].column_names, name, reading.task)
+
+
+def _without(tables: Sequence[Any], held: Tensor) -> list[Any]:
+    """The tables without these rows, which are numbered through all of them."""
+    kept, start = [], 0
+    for table in tables:
+        rows = held[(held >= start) & (held < start + table.num_rows)] - start
+        kept.append(table.take(without(table.num_rows, rows).tolist()))
+        start += table.num_rows
+    return kept
 
 
 def _asked(reading: Reading) -> list[str]:
