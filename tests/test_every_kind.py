@@ -121,9 +121,13 @@ def arrays(path: Path) -> Path:
     return path
 
 
+NEWS = "\n".join(
+    f'"The {("match", "market")[n % 2]} of day {n} went on for long, and nobody knew",{n % 2 + 1}' for n in range(100)
+)
 FILES: dict[str, tuple[Callable[[Path], object], dict[str, str], str]] = {
     "rides.csv": (lambda path: path.write_text(CSV), {"target": "rides"}, "regression"),
     "towns.csv": (lambda path: path.write_text(CSV), {"target": "town"}, "classification"),
+    "news.csv": (lambda path: path.write_text(NEWS), {}, "classification"),
     "play.txt": (lambda path: path.write_text(TEXT), {}, "next_token"),
     "sensors.npz": (arrays, {"kind": "series"}, "classification"),
 }

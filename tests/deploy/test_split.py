@@ -179,3 +179,8 @@ def test_a_share_that_is_another_is_refused(tmp_path: Path) -> None:
         read_shard(tmp_path / "device-000.npz", like=shares("digits").train[0])
     with pytest.raises(DataError, match="cannot be read as npz"):
         read_shard(tmp_path / "device-999.npz")
+
+
+def test_a_table_of_a_devices_own_is_told_that_it_does_not_work_yet() -> None:
+    with pytest.raises(DataError, match="a device cannot bring a csv file of its own yet: split the data"):
+        read_shard("csv:mine.csv")

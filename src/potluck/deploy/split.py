@@ -74,6 +74,13 @@ def read_shard(
     which ``part`` chooses, takes normalisation and classes from ``like``, which every file must fit in shape. With
     ``digest``, the content must be what the manifest says.
     """
+    form = str(path).partition(":")[0]
+    if form in ("csv", "parquet", "jsonl", "text"):
+        raise DataError(
+            f"{path}: a device cannot bring a {form} file of its own yet: split the data with `potluck split`, "
+            "and give it "
+            "its device-NNN.npz."
+        )
     place = Path(expanded(str(path).removeprefix("npz:")))
     found = npz.canonical(npz.arrays(place))
     keys = npz.TEST if part == "test" and "x_test" in found else npz.TRAIN

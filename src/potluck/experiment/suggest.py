@@ -13,9 +13,9 @@ from potluck.core.errors import ConfigError
 from potluck.core.types import Inputs
 from potluck.data.source import Reading
 from potluck.data.sources import SOURCES, kind_of, load
+from potluck.data.sources.table import first_table
 from potluck.data.table.columns import Columns
-from potluck.data.table.reading import read
-from potluck.data.table.roles import guess
+from potluck.data.table.roles import guess, has_header
 from potluck.experiment.config import Experiment
 from potluck.experiment.prepare import Prepared, prepare
 
@@ -43,10 +43,15 @@ def suggest(data: str, *, target: str = "", ids: Sequence[str] = (), kind: str =
     told: Sequence[str] = ()
     understood, columns, task, devices = [f"source   {source}"], Columns(), "", 0
     if form in TABLES:
-        path = Path(where).expanduser()
-        table = read(path / "train.csv" if path.is_dir() else path, Columns(), form)
+        table = first_table(form, where, columns)
+        if form == "csv" and not has_header(table.column_names):
+            columns = Columns(names=[f"column{place + 1}" for place in range(table.num_columns)])
+            table = first_table(form, where, columns)
         roles = guess(table, source, target, ids)
-        columns, told, task, devices = roles.columns, roles.told, roles.task, roles.devices
+        told, task, devices = roles.told, roles.task, roles.devices
+        columns = roles.columns.model_copy(update={"names": columns.names})
+        if columns.names:
+            told = ("the file has no header, so its columns are numbered", *told)
         understood.append(f"table    {table.num_rows:,} rows, {table.num_columns} columns")
         understood.append(f"target   {columns.target}")
     elif target or ids:

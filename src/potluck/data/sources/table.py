@@ -23,6 +23,7 @@ from potluck.core import seeds
 from potluck.core.errors import DataError
 from potluck.data.dataset import SPLIT_SEED, TEST_SHARE, Dataset, dataset, expanded, stratified, without
 from potluck.data.source import Reading, Source, existing
+from potluck.data.table.columns import Columns
 from potluck.data.table.layout import Layout, encode, layout_of
 from potluck.data.table.reading import read
 from potluck.data.table.survey import mixed, strings, survey, total
@@ -46,6 +47,21 @@ def load(form: str, where: str, reading: Reading) -> Dataset:
     return of_tables(name, [tables["train"]], tables["test"], reading)
 
 
+def first_table(form: str, where: str, columns: Columns) -> Any:
+    """The table of the file, of a folder's training file, or of the first of several, to be looked at."""
+    if "*" in where:
+        return read(_matching(form, where)[0], columns, form)
+    path = existing(f"{form}:FILE", where)
+    return read(_part(path, "train", form) if path.is_dir() else path, columns, form)
+
+
+def _matching(form: str, where: str) -> list[Path]:
+    paths = sorted(Path(path) for path in glob.glob(expanded(where)))  # noqa: PTH207 - pathlib takes no absolute pattern
+    if not paths:
+        raise DataError(f"{form}:{where}: no file matches, expected one for each device: check the path.")
+    return paths
+
+
 def _part(folder: Path, part: str, form: str) -> Path:
     for ending in ENDINGS[form]:
         if (folder / f"{part}{ending}").is_file():
@@ -55,9 +71,7 @@ def _part(folder: Path, part: str, form: str) -> Path:
 
 def _of_files(form: str, where: str, reading: Reading) -> Dataset:
     """The data of several files, in the sorted order of their names: each is a natural device."""
-    paths = sorted(Path(path) for path in glob.glob(expanded(where)))  # noqa: PTH207 - pathlib takes no absolute pattern
-    if not paths:
-        raise DataError(f"{form}:{where}: no file matches, expected one for each device: check the path.")
+    paths = _matching(form, where)
     tables = [read(path, reading.columns, form) for path in paths]
     return of_tables(f"{form}:{where}", tables, None, reading, places=[f"{form}:{path}" for path in paths])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from potluck.core.errors import DataError
+from potluck.data.dataset import is_number
 from potluck.data.table.columns import Columns
 from potluck.data.table.layout import MOST_CLASSES
 from potluck.data.table.survey import WORD
@@ -23,6 +24,7 @@ MOST_CATEGORIES = 31
 MOST_GUESSED_NAMES = 50
 TOO_CLOSE = 0.95
 """A column that goes so closely with the target may be known only afterwards."""
+LONGEST_NAME = 60
 LONG_TEXT = 25
 """Letters that a cell of text has on average, and a name has not."""
 LEAST_ROWS_AN_ID, MOST_IDS = 5, 200
@@ -37,6 +39,11 @@ class Roles:
     devices: int
     """How many ids there are; 0: no column names any."""
     told: tuple[str, ...]
+
+
+def has_header(names: Sequence[str]) -> bool:
+    """Whether the first row of a csv seems to name its columns: no number among the names, and no long text."""
+    return not any(is_number(name) or len(name) > LONGEST_NAME for name in names)
 
 
 def guess(table: pa.Table, where: str, target: str = "", ids: Sequence[str] = ()) -> Roles:
