@@ -70,12 +70,12 @@ PEERS = 3
 
 TASKS: Mapping[str, Sequence[str]] = {
     "classification": (),
-    "regression": ("data.source=synthetic:260,12", "task.kind=regression", "model.name=mlp", "train.clip_norm=1.0"),
-    "multilabel": ("data.source=synthetic:260,12", "task.kind=multilabel", "model.name=mlp"),
-    "series": ("data.source=synthetic:260,8,3", "model.name=tcn"),
-    "text": ("data.source=synthetic:260,10", "data.kind=tokens", "model.name=bag"),
+    "regression": ("data.source=synthetic:130,12", "task.kind=regression", "model.name=mlp", "train.clip_norm=1.0"),
+    "multilabel": ("data.source=synthetic:130,12", "task.kind=multilabel", "model.name=mlp"),
+    "series": ("data.source=synthetic:130,8,3", "model.name=tcn"),
+    "text": ("data.source=synthetic:130,10", "data.kind=tokens", "model.name=bag"),
     "next_token": (
-        "data.source=synthetic:260,8",
+        "data.source=synthetic:130,8",
         "data.kind=tokens",
         "task.kind=next_token",
         "model.name=char-gru",
