@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,10 +14,20 @@ from potluck.experiment import build
 from potluck.experiment.problem import Problem
 from potluck.experiment.resolve import Resolved
 from potluck.tasks.task import Better, LearningTask, Totals
-from potluck.training.evaluate import metrics_of
+from potluck.training.evaluate import Score, metrics_of
 
+Value = TypeVar("Value")
 LOWER = ("rmse", "mae", "log_loss", "perplexity")
 """Metrics of which less is better, other than a task's own."""
+
+
+def per_score(scores: Mapping[int, Score], of: Callable[[Score], Value]) -> dict[int, Value]:
+    """``of`` the score of each device. Devices that deploy one model have one score, which is looked at once."""
+    known: dict[int, Value] = {}
+    for score in scores.values():
+        if id(score) not in known:
+            known[id(score)] = of(score)
+    return {device: known[id(score)] for device, score in scores.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from potluck.core.types import Device
 from potluck.engines.result import RoundResult
 from potluck.experiment import ledger
 from potluck.experiment.config import Stop
-from potluck.experiment.measure import Measure
+from potluck.experiment.measure import Measure, per_score
 
 
 @dataclass(slots=True)
@@ -33,8 +33,7 @@ class StopRules:
     def enough(self, result: RoundResult) -> bool:
         """Whether the run may end with this round; sets ``reason``."""
         self.sent_bytes += ledger.traffic(ledger.as_json(result.rows))["total"]
-        values = {device: self.measure.value(score["all"]) for device, score in result.scores.items()}
-        mean, measure = self.measure.spread(values, self.devices).get("mean"), self.measure
+        mean, measure = self._mean(result), self.measure
         seconds, stop = result.checkpoint.simulated_seconds, self.stop
         if stop.accuracy and mean is not None and mean >= stop.accuracy:
             self.reason = f"stop.accuracy = {stop.accuracy:g}: the mean reached {mean:.4f}"
@@ -45,3 +44,11 @@ class StopRules:
         elif stop.seconds and seconds >= stop.seconds:
             self.reason = f"stop.seconds = {stop.seconds:g}: {seconds:.1f} simulated seconds passed"
         return bool(self.reason)
+
+    def _mean(self, result: RoundResult) -> float | None:
+        """The mean metric over devices, where a rule asks for it and there is one."""
+        if not self.stop.accuracy and self.stop.metric is None:
+            return None
+        values = per_score(result.scores, lambda score: self.measure.value(score["all"]))
+        found: float | None = self.measure.spread(values, self.devices).get("mean")
+        return found

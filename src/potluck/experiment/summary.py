@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from potluck.core.types import Device
 from potluck.data.shares import Shares
 from potluck.engines.result import RoundResult
 from potluck.experiment.ledger import as_json, traffic
-from potluck.experiment.measure import Measure
+from potluck.experiment.measure import Measure, per_score
 from potluck.tasks.task import Totals, ratio, told_by
 from potluck.training.evaluate import OWN_COUNT, OWN_SUM, Score
 
@@ -61,19 +62,31 @@ def ad_and_al(score: Score, measure: Measure, part: Tensor) -> tuple[float, floa
 
     Without domains AD is the pooled metric, and AL the recall of each class weighted by the device's label shares.
     """
-    pooled = measure.value(score["all"])
-    if score["domains"]:
-        by_domain = [measure.metrics(totals).get(measure.name) for totals in score["domains"].values()]
-        there = [not _empty(totals) for totals in score["domains"].values()]
-        rates = torch.tensor([value or 0.0 for value in by_domain], dtype=torch.float64)
-        present = torch.tensor(there)
-        ad = float(rates[present].mean()) if any(there) else pooled
-    else:
-        totals = score["all"]
-        present = totals["total"] > 0
-        rates, ad = ratio(totals["right"], totals["total"]), pooled
-    weight = part * present if part.shape == present.shape else torch.zeros(1)
-    return ad, float((weight * rates).sum() / weight.sum()) if float(weight.sum()) > 0 else pooled
+    rates = _rates(score, measure)
+    return rates.ad, rates.al(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """What a model's score says of each domain or, without domains, of each class; and which of these occur."""
+
+    pooled: float
+    ad: float
+    values: Tensor
+    present: Tensor
+
+    def al(self, part: Tensor) -> float:
+        weight = part * self.present if part.shape == self.present.shape else torch.zeros(1)
+        return float((weight * self.values).sum() / weight.sum()) if float(weight.sum()) > 0 else self.pooled
+
+
+def _rates(score: Score, measure: Measure) -> _Rates:
+    pooled, totals = measure.value(score["all"]), score["all"]
+    if not score["domains"]:
+        return _Rates(pooled, pooled, ratio(totals["right"], totals["total"]), totals["total"] > 0)
+    values = torch.tensor([measure.value(one) for one in score["domains"].values()], dtype=torch.float64)
+    present = torch.tensor([not _empty(one) for one in score["domains"].values()])
+    return _Rates(pooled, float(values[present].mean()) if bool(present.any()) else pooled, values, present)
 
 
 def _empty(totals: Totals) -> bool:
@@ -116,7 +129,7 @@ def _scores(
     result: RoundResult, devices: Sequence[Device], measure: Measure, personal: bool, parts: Mapping[int, Tensor]
 ) -> dict[str, Any]:
     """``metric``: the one by which runs are judged, over devices. ``metrics`` and ``breakdown``: means over devices."""
-    found = {device: measure.metrics(score["all"]) for device, score in result.scores.items()}
+    found = per_score(result.scores, lambda score: measure.metrics(score["all"]))
     by_device = {device: values.get(measure.name, 0.0) for device, values in found.items()}
     metric = measure.spread(by_device, devices)
     if personal:
@@ -126,7 +139,7 @@ def _scores(
         "metric": {"name": measure.name, "better": measure.better, **metric},
         "metrics": _means(list(found.values())),
     }
-    broken = _means([measure.task.breakdown(_of_task(score["all"])) for score in result.scores.values()])
+    broken = _means([*per_score(result.scores, lambda score: measure.task.breakdown(_of_task(score["all"]))).values()])
     if 1 < len(broken) <= MOST_PARTS:
         told["breakdown"] = broken
     if measure.task.name == "classification":
@@ -161,19 +174,16 @@ def _means(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _by_domain(result: RoundResult, measure: Measure) -> dict[str, Any]:
-    found = {
-        str(device): [measure.value(totals) for totals in score["domains"].values()]
-        for device, score in result.scores.items()
-        if score["domains"]
-    }
+    values = per_score(result.scores, lambda score: [measure.value(totals) for totals in score["domains"].values()])
+    found = {str(device): by_domain for device, by_domain in values.items() if by_domain}
     return {"domains": found} if found else {}
 
 
 def _ad_and_al(result: RoundResult, measure: Measure, parts: Mapping[int, Tensor], personal: bool) -> dict[str, Any]:
     """``ad`` and ``al``: means over devices and, of personal models, each device's."""
-    found = {
-        device: ad_and_al(score, measure, parts[device]) for device, score in result.scores.items() if device in parts
-    }
+    there = {device: score for device, score in result.scores.items() if device in parts}
+    rates = per_score(there, lambda score: _rates(score, measure))
+    found = {device: (of.ad, of.al(parts[device])) for device, of in rates.items()}
     told: dict[str, Any] = {}
     for name, values in (
         ("ad", {device: pair[0] for device, pair in found.items()}),
