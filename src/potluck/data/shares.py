@@ -80,7 +80,8 @@ def share_out(
     parts = partition(arranged, spec, devices, seed, rest)
     own: list[Tensor] | None = None
     if own_test and tests is None:
-        own = [_own_rows(arranged, part, own_test, seed, device) for device, part in enumerate(parts)]
+        strata, _ = strata_of(arranged.y_train, arranged.facts)
+        own = [_own_rows(strata, part, own_test, seed, device) for device, part in enumerate(parts)]
         parts = [part[~torch.isin(part, held)] for part, held in zip(parts, own, strict=True)]
     # Views of one tensor: thousands of small ones, each on its own, leave a heap in which every allocation is slower.
     indices = torch.split(torch.cat(parts), [len(part) for part in parts])
@@ -109,9 +110,8 @@ def share_out(
     )
 
 
-def _own_rows(dataset: Dataset, part: Tensor, share: float, seed: int, device: int) -> Tensor:
+def _own_rows(strata: Tensor, part: Tensor, share: float, seed: int, device: int) -> Tensor:
     """The rows of a device's part that test; each stratum gives its share. One row at least stays to train on."""
-    strata, _ = strata_of(dataset.y_train, dataset.facts)
     count = min(len(part) - 1, max(1, round(share * len(part))))
     return part[stratified(strata[part], count, seeds.generator(seed, 0, device, "own test"))]
 

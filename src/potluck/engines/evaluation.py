@@ -62,12 +62,16 @@ def _evaluate(
                 into[device.id] = into[group[0].id]
 
 
+def _asked(start: int, stop: int, samples: int, own: bool) -> dict[str, Any]:
+    """Which rows of ``samples`` test samples (0: all) are asked for; of a device's own data it is always all."""
+    rows = {"start": start, "stop": stop, "samples": 0 if own else samples}
+    return {**rows, "own": True} if own else rows
+
+
 def _device_requests(
     federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int, own: bool
 ) -> Iterator[Request]:
-    rows: dict[str, Any] = {"start": 0, "stop": MOST_ROWS, "samples": samples}
-    if own:
-        rows = {**rows, "samples": 0, "own": True}
+    rows = _asked(0, MOST_ROWS, samples, own)
     ask, size = federation.messages.write_down(rows, checkpoint.round)
     for device in devices:
         ack = checkpoint.acks.get(device.id, 0)
@@ -80,16 +84,11 @@ def _device_requests(
 def _server_requests(
     federation: Federation, checkpoint: Checkpoint, devices: list[Device], samples: int, own: bool
 ) -> Iterator[Request]:
-    if own:  # the model lies on the device already: in a simulation nothing of this crosses a link
-        ask = {"start": 0, "stop": MOST_ROWS, "samples": 0, "own": True, "state": checkpoint.state}
-        made = frame.encode(ask)
-        for device in devices:
-            yield Request(device=device, round=checkpoint.round, verb="score", frame=made)
-        return
-    rows = samples or federation.test_samples
-    for start in range(0, rows, CHUNK):
-        ask = {"start": start, "stop": min(start + CHUNK, rows), "samples": samples, "state": checkpoint.state}
-        made = frame.encode(ask)
+    # A device's own test data are asked for whole; its model lies there already, so nothing of it crosses a link.
+    rows, step = (MOST_ROWS, MOST_ROWS) if own else (samples or federation.test_samples, CHUNK)
+    for start in range(0, rows, step):
+        asked = _asked(start, min(start + step, rows), samples, own)
+        made = frame.encode({**asked, "state": checkpoint.state})
         for device in devices:
             yield Request(device=device, round=checkpoint.round, verb="score", frame=made)
 
